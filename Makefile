@@ -1,0 +1,75 @@
+# `make help` lists the verbs. Each one sets itself up: python3, make and git are enough.
+PYTHON ?= python3
+VENV   ?= .venv
+PY     := $(VENV)/bin/python
+STAMP  := $(VENV)/.installed
+CYCLES ?= 300
+SEED   ?=
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help venv demo test lint fmt types cover bench kill-test model soak sizes states ci wheel clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "halfmsg needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	@test -d halfmsg/coordinator || { echo "halfmsg/coordinator is not a link: clone again with  git clone -c core.symlinks=true"; exit 1; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[test,postgres,fast]'
+	@touch $@
+
+venv: $(STAMP)  ## make .venv and install everything at the pinned versions
+
+demo: $(STAMP)  ## two services, kills, and books that balance  (ARGS="--keep")
+	@$(VENV)/bin/halfmsg demo $(ARGS)
+
+test: $(STAMP)  ## the tests  (ARGS="-k fence")
+	@$(PY) -m pytest $(ARGS)
+
+lint: $(STAMP)  ## ruff check
+	@$(PY) -m ruff check .
+
+fmt: $(STAMP)  ## sort imports, mend what ruff can mend, and format
+	@$(PY) -m ruff check --fix-only --quiet .
+	@$(PY) -m ruff format .
+
+types: $(STAMP)  ## mypy --strict
+	@$(PY) -m mypy --strict -p halfmsg
+
+cover: $(STAMP)  ## the tests, measured with their child processes; branch coverage
+	@$(PY) -m coverage erase
+	@$(PY) -m coverage run -m pytest $(ARGS)
+	@$(PY) -m coverage combine --quiet
+	@$(PY) -m coverage report
+
+bench: $(STAMP)  ## figures of this machine
+	@$(VENV)/bin/halfmsg bench $(ARGS)
+
+kill-test: $(STAMP)  ## kill -9 at random moments, then check the books  (CYCLES=300 SEED=)
+	@$(PY) -m tests.kill.run --cycles $(CYCLES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+model: $(STAMP)  ## the protocol models and their planted bugs
+	@$(PY) -m pytest tests/model $(ARGS)
+
+soak: $(STAMP)  ## hours of load with memory and disk watched
+	@$(PY) -m benchmarks.soak $(ARGS)
+
+sizes: $(STAMP)  ## the longest files and functions
+	@$(PY) -m tests.tidy.sizes
+
+states: $(STAMP)  ## draw docs/states.md anew from the table
+	@$(PY) docs/make_states.py
+
+ci: lint types test  ## what has to pass, the tests last
+
+wheel: $(STAMP)  ## dist/*.whl
+	@rm -rf build dist
+	@$(PY) -m build --wheel --no-isolation --outdir dist
+
+clean:  ## remove what was made, and the venv
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""halfmsg.coordinator: the service that keeps half messages and hands out committed ones."""

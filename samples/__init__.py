@@ -1,0 +1,1 @@
+"""Samples: real services that use halfmsg the way a user does."""

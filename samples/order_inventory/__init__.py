@@ -1,0 +1,1 @@
+"""Orders and inventory: two services, two databases, and books that must balance."""
