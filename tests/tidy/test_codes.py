@@ -23,23 +23,28 @@ ERRORS = {
 _WORD = re.compile(r"[a-z]+(_[a-z]+)*")
 
 
+def _called(node: ast.Call) -> str:
+    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+
+
+def _targets(node: ast.Assign | ast.AnnAssign) -> set[str]:
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    return {target.id for target in targets if isinstance(target, ast.Name)}
+
+
 def _codes(file: source.Source) -> Iterator[tuple[int, str]]:
     """Codes as they are written: `Problem("too_large", ...)`, `code="bad_url"`, `code = "fenced"` in a class, keys of CODES."""
     for node in ast.walk(file.tree):
         said: list[ast.expr | None] = []
         if isinstance(node, ast.Call):
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             said += [keyword.value for keyword in node.keywords if keyword.arg == "code"]
-            said += node.args[:1] if called in ERRORS else []
+            said += node.args[:1] if _called(node) in ERRORS else []
         elif isinstance(node, ast.ClassDef):
             for inner in node.body:
-                targets = inner.targets if isinstance(inner, ast.Assign) else [inner.target] if isinstance(inner, ast.AnnAssign) else []
-                if any(isinstance(target, ast.Name) and target.id == "code" for target in targets):
-                    said.append(inner.value)  # type: ignore[union-attr]
+                if isinstance(inner, ast.Assign | ast.AnnAssign) and "code" in _targets(inner):
+                    said.append(inner.value)
         elif isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            if any(isinstance(target, ast.Name) and target.id == "CODES" for target in targets):
-                said += node.value.keys
+            said += node.value.keys if "CODES" in _targets(node) else []
         for value in said:
             if isinstance(value, ast.Constant) and isinstance(value.value, str) and _WORD.fullmatch(value.value):
                 yield value.lineno, value.value
@@ -55,14 +60,11 @@ def test_every_error_code_stands_in_the_docs() -> None:
 def test_the_coordinator_says_only_codes_that_it_lists() -> None:
     """A code without a status would be an `internal` on the wire."""
     listed = {code for _, code in _codes(next(f for f in source.files("coordinator") if f.name == "coordinator/errors.py"))}
-    wrong = [
-        f"{file.name}:{node.lineno} {node.args[0].value}"
-        for file in source.files("coordinator")
-        for node in ast.walk(file.tree)
-        if isinstance(node, ast.Call)
-        and (node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")) == "Problem"
-        and node.args
-        and isinstance(node.args[0], ast.Constant)
-        and node.args[0].value not in listed
-    ]
+    wrong = []
+    for file in source.files("coordinator"):
+        for node in ast.walk(file.tree):
+            if isinstance(node, ast.Call) and node.args and _called(node) == "Problem":
+                code = node.args[0]
+                if isinstance(code, ast.Constant) and code.value not in listed:
+                    wrong.append(f"{file.name}:{node.lineno} {code.value!r}")
     assert not wrong, "\n".join(wrong)

@@ -22,7 +22,7 @@ CLI_MAY_IMPORT = {"txclient", "outbox", "samples"}
 
 LEVELS = (
     ("states", "policies", "messages", "errors", "clock", "ids", "digests", "rules"),  # pure
-    ("wire", "settings"),
+    ("wire", "settings", "env"),
     ("store", "metrics", "logs"),
     ("service",),
     ("api", "stream", "console", "openapi", "auth", "checks", "loops", "sinks", "face"),

@@ -139,9 +139,9 @@ INSERT INTO log (topic, lane, off, m, seq, at, okey) VALUES (?, ?, ?, ?, ?, ?, ?
 -- name: log_of_message
 SELECT topic, lane, off, seq, at FROM log WHERE m = ?;
 -- name: log_keys
-SELECT off, okey FROM log WHERE topic = ? AND lane = ? AND off BETWEEN ? AND ?;
--- name: log_row_key
-SELECT okey, seq, m, at FROM log WHERE topic = ? AND lane = ? AND off = ?;
+SELECT off, okey, seq FROM log WHERE topic = ? AND lane = ? AND off BETWEEN ? AND ?;
+-- name: log_row
+SELECT okey, seq, m FROM log WHERE topic = ? AND lane = ? AND off = ?;
 -- name: log_last_at
 SELECT at FROM log WHERE topic = ? AND lane = ? AND off = ?;
 -- name: log_run
@@ -176,6 +176,8 @@ UPDATE place SET next_off = ? WHERE grp = ? AND lane = ?;
 UPDATE place SET owner = ?, token = ?, until = ? WHERE grp = ? AND lane = ?;
 -- name: place_renew
 UPDATE place SET until = ? WHERE grp = ? AND owner = ? AND until < ?;
+-- name: place_longer
+UPDATE place SET until = ? WHERE grp = ? AND lane = ? AND owner = ? AND until < ?;
 -- name: place_delete
 DELETE FROM place WHERE grp = ?;
 -- name: flight_insert
@@ -202,6 +204,8 @@ DELETE FROM flight WHERE grp = ?;
 INSERT INTO retry (grp, lane, off, due, okey, attempts, first_out, error, redriven) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (grp, lane, off) DO NOTHING;
 -- name: retry_due
 SELECT lane, off, due, okey, attempts, first_out, error, redriven FROM retry WHERE grp = ? AND due <= ? ORDER BY due, lane, off LIMIT ?;
+-- name: retry_due_of_lane
+SELECT lane, off, due, okey, attempts, first_out, error, redriven FROM retry WHERE grp = ? AND lane = ? AND +due <= ? ORDER BY off LIMIT ?;
 -- name: retry_take
 DELETE FROM retry WHERE grp = ? AND lane = ? AND off = ?;
 -- name: retry_first_of_key
@@ -221,7 +225,7 @@ DELETE FROM retry WHERE grp = ?;
 -- name: dead_insert
 INSERT INTO dead (grp, topic, lane, off, okey, seq, m, reason, attempts, first_out, at, history) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 -- name: dead_of_message
-SELECT id, grp, reason FROM dead WHERE m = ? LIMIT 100;
+SELECT id, grp, reason, seq FROM dead WHERE m = ? LIMIT 100;
 -- name: dead_unnamed
 SELECT seq FROM dead WHERE grp = ? AND okey = ? AND named = 0 AND seq < ? ORDER BY seq LIMIT ?;
 -- name: dead_name

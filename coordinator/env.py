@@ -1,0 +1,69 @@
+"""What transaction functions may know besides the store: settings, and what this process alone keeps in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .settings import Settings
+
+
+class _Member:
+    __slots__ = ("lease_ms", "renewed_at", "until")
+
+    def __init__(self, lease_ms: int) -> None:
+        self.lease_ms = lease_ms
+        self.until = 0
+        self.renewed_at = 0
+
+
+class Members:
+    """Who is alive in each ordered group: a member counts while it fetches, acks or extends within its lease. Rebuilt by use."""
+
+    def __init__(self) -> None:
+        self._groups: dict[int, dict[str, _Member]] = {}
+
+    def seen(self, grp: int, member: str, now: int, lease_ms: int | None = None) -> bool:
+        """Note a sign of life; True when the member is new here."""
+        members = self._groups.setdefault(grp, {})
+        known = members.get(member)
+        fresh = known is None or known.until <= now
+        if known is None:
+            known = members[member] = _Member(lease_ms or 30_000)
+        if lease_ms is not None:
+            known.lease_ms = lease_ms
+        known.until = now + known.lease_ms
+        return fresh
+
+    def renewal(self, grp: int, member: str, now: int) -> int | None:
+        """The time to renew this member's lanes to, once each third of its lease; else None."""
+        known = self._groups.get(grp, {}).get(member)
+        if known is None or now - known.renewed_at < known.lease_ms // 3:
+            return None
+        known.renewed_at = now
+        return now + known.lease_ms
+
+    def left(self, grp: int, member: str) -> None:
+        self._groups.get(grp, {}).pop(member, None)
+
+    def live(self, grp: int, now: int) -> list[str]:
+        members = self._groups.get(grp)
+        if not members:
+            return []
+        for name in [name for name, member in members.items() if member.until <= now]:
+            del members[name]
+        return list(members)
+
+    def count(self, grps: Iterable[int], now: int) -> int:
+        return len({name for grp in grps for name in self.live(grp, now)})
+
+
+class Env:
+    """Handed to every `Tx`. Nothing here is a promise: it is lost with the process and rebuilt."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.members = Members()
+        self.full_topics: set[int] = set()
+        """Topics whose backlog was past its limit at the last look (loops.py)."""
+        self.storage_low = False
+        """Free disk was under the limit at the last look."""

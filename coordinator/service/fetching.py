@@ -1,0 +1,302 @@
+"""Handing out: what failed before and is due, then runs of what is new (PROTOCOL §4, §5).
+
+A group costs one place a lane, however far behind it is. A run is handed out under one lease; only what fails gets a row of its own.
+In an ordered topic a member gets messages of the lanes it owns, and a message whose key waits for a failed one is put behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from ..digests import message_digest
+from ..errors import Problem
+from ..messages import Delivery, Fetch, Flight, Group, Kind, Logged, Place, Reason, Retry, Topic
+from ..policies import share
+from ..store.base import StoreTx
+from .hands import CORRUPT, STUCK, TOO_MANY_MISSED, Token, give_back_lane
+from .settling import groups_of
+
+RUN_MAX = 256
+SCAN_MAX = 10_000
+BYTES_MAX = 4 * 1024 * 1024
+MISSED_MAX = 1_000
+LANE_RETRIES_MAX = 1_000
+
+decode_extra = msgspec.msgpack.Decoder(tuple[str, dict[str, str] | None, str | None]).decode
+
+
+def fetch(tx: StoreTx, now: int, command: Fetch) -> list[Delivery]:
+    """At most `count` deliveries, each under a lease. Raises group_not_found, wrong_inbox, bad_request (no member)."""
+    groups = list(groups_of(tx, command.group).values())
+    _check_inbox(tx, groups, command.inbox)
+    first = tx.counter("token") % len(groups)
+    hand: list[Delivery] = []
+    room = Room(command.count)
+    for group in groups[first:] + groups[:first]:
+        if not group.paused and room.left > 0 and tx.count_dead(group.id, tx.env.settings.group.max_dead_letters) < tx.env.settings.group.max_dead_letters:
+            hand += _Handout(tx, now, group, command, room).take()
+    return hand
+
+
+class Room:
+    """How much more one answer takes: messages and bytes."""
+
+    __slots__ = ("bytes_left", "left")
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+        self.bytes_left = BYTES_MAX
+
+    def take(self, row: Logged) -> None:
+        self.left -= 1
+        self.bytes_left -= len(row.body)
+
+    @property
+    def full(self) -> bool:
+        return self.left <= 0 or self.bytes_left <= 0
+
+
+def _check_inbox(tx: StoreTx, groups: list[Group], inbox: bytes | None) -> None:
+    """R29: one inbox database a group; a redelivery to another one would run twice."""
+    if inbox is None:
+        return
+    for group in groups:
+        if group.inbox is None:
+            tx.bind_inbox(group, inbox)
+        elif group.inbox != inbox:
+            raise Problem("wrong_inbox", f"group {group.name} uses the inbox {group.inbox.hex()}; a second database would repeat effects")
+
+
+class _Handout:
+    """One group on one topic, for one fetch."""
+
+    def __init__(self, tx: StoreTx, now: int, group: Group, command: Fetch, room: Room) -> None:
+        self.tx, self.now, self.group, self.room = tx, now, group, room
+        self.topic = tx.topic_by_id(group.topic)
+        self.lease_ms = command.lease_ms or group.lease_ms
+        self.ordered = self.topic.kind is not Kind.UNORDERED
+        if self.ordered and command.member is None:
+            raise Problem("bad_request", f"topic {self.topic.name} is ordered: a fetch names its `member`, which owns lanes")
+        self.member = command.member or ""
+        self.retries = tx.has_retries(group.id)
+        self.missed: tuple[int, ...] = ()
+
+    def take(self) -> list[Delivery]:
+        hand: list[Delivery] = []
+        lanes = self._own_lanes() if self.ordered else self.tx.places(self.group.id)
+        if self.retries:
+            hand += self._due(lanes)
+        for place in lanes:
+            if self.room.full:
+                break
+            hand += self._new(place)
+        if hand:
+            self.tx.emit(("delivered", self.group.id, len(hand)))
+        return hand
+
+    # --- lanes of an ordered topic ---
+
+    def _own_lanes(self) -> list[Place]:
+        """This member's lanes after taking free ones up to its share, and freeing what is above it."""
+        tx, now, group, members = self.tx, self.now, self.group, self.tx.env.members
+        if members.seen(group.id, self.member, now, self.lease_ms):
+            tx.emit(("wake", self.topic.id, now))
+        places = tx.places(group.id)
+        fair = share(len(places), len(members.live(group.id, now)))
+        mine = [place for place in places if place.owner == self.member and place.until > now]
+        if len(mine) < fair:
+            free = [place for place in places if place.owner is None or place.until <= now]
+            mine += [self._take_lane(place) for place in free[: fair - len(mine)]]
+        elif len(mine) > fair:
+            self._free_lanes(mine[fair:])
+            mine = mine[:fair]
+        until = members.renewal(group.id, self.member, now)
+        if until is not None:
+            tx.renew_places(group.id, self.member, until)
+        return mine
+
+    def _take_lane(self, place: Place) -> Place:
+        """A lane whose owner is gone: what it left open comes back first."""
+        if place.owner is not None:
+            give_back_lane(self.tx, self.now, self.group, self.topic, place.lane)
+            self.retries = True
+        token, until = self.tx.new_token(), self.now + self.lease_ms
+        self.tx.own_place(self.group.id, place.lane, self.member, token, until)
+        return Place(place.lane, place.next_off, self.member, token, until)
+
+    def _free_lanes(self, surplus: list[Place]) -> None:
+        for place in surplus:
+            if not self.tx.flights_of_lane(self.group.id, place.lane):
+                self.tx.own_place(self.group.id, place.lane, None, 0, 0)
+                self.tx.emit(("wake", self.topic.id, self.now))
+
+    # --- what failed before ---
+
+    def _due(self, lanes: list[Place]) -> list[Delivery]:
+        hand = []
+        for retry in self._due_rows(lanes):
+            if self.room.full:
+                break
+            row = self._read_one(retry)
+            if row is not None and self._may_go(row):
+                self.tx.take_retry(self.group.id, retry)
+                hand.append(self._alone(row, retry))
+            elif row is not None or self.ordered:
+                self._stick(retry, CORRUPT if row is None else TOO_MANY_MISSED)
+            else:
+                self.tx.take_retry(self.group.id, retry)
+        return hand
+
+    def _due_rows(self, lanes: list[Place]) -> Iterator[Retry]:
+        if not self.ordered:
+            yield from self.tx.due_retries(self.group.id, self.now, self.room.left)
+            return
+        for place in lanes:
+            yield from self.tx.due_retries_of_lane(self.group.id, place.lane, self.now, max(self.room.left, 0))
+
+    def _read_one(self, retry: Retry) -> Logged | None:
+        rows = self.tx.read_run(self.topic.id, retry.lane, retry.off, retry.off + 1, 1)
+        if rows and is_sound(self.topic, rows[0]):
+            return rows[0]
+        self._quarantine(retry.lane, retry.off)
+        return None
+
+    def _stick(self, retry: Retry, why: str) -> None:
+        self.tx.take_retry(self.group.id, retry)
+        self.tx.put_retry(self.group.id, msgspec.structs.replace(retry, due=None, error=why))
+
+    def _alone(self, row: Logged, retry: Retry) -> Delivery:
+        token = self.tx.new_token()
+        first_out = retry.first_out or self.now
+        flight = Flight(
+            self.group.id, retry.lane, row.off, row.off, token, self.member, self.now + self.lease_ms, 0, retry.attempts, first_out, row.at,
+            retry.error, retry.redriven,
+        )  # fmt: skip
+        self.tx.fly(flight)
+        return self._delivery(row, flight)
+
+    # --- what is new ---
+
+    def _new(self, place: Place) -> list[Delivery]:
+        """Runs from a place on, until the room is full, the lane is empty, or 10,000 were passed by a filter."""
+        hand: list[Delivery] = []
+        end = self.tx.lane_end(self.topic.id, place.lane)
+        start = place.next_off
+        if start >= end or (self.ordered and self.retries and self._lane_waits(place.lane)):
+            return hand
+        scan_end = min(end, start + SCAN_MAX)
+        while start < scan_end and not self.room.full:
+            limit = min(RUN_MAX, scan_end - start) if self.group.filters else min(RUN_MAX, scan_end - start, self.room.left)
+            got, start = self._one_run(place.lane, start, start + limit)
+            hand += got
+        self.tx.move_place(self.group.id, place.lane, start)
+        if start < end and not hand:
+            self.tx.emit(("wake", self.topic.id, self.now))
+        return hand
+
+    def _lane_waits(self, lane: int) -> bool:
+        """Past 1,000 exceptions the lane waits: a mostly failing group must not turn the log into rows."""
+        return self.tx.count_retries(self.group.id, lane, LANE_RETRIES_MAX) >= LANE_RETRIES_MAX
+
+    def _one_run(self, lane: int, lo: int, end: int) -> tuple[list[Delivery], int]:
+        """(deliveries of one run, the offset after it). What does not go out in it has its bit set already."""
+        rows = {row.off: row for row in self.tx.read_run(self.topic.id, lane, lo, end, end - lo)}
+        goes: list[tuple[Logged, tuple[int, ...]]] = []
+        done = 0
+        off = lo
+        while off < end and not self.room.full:
+            row = rows.get(off)
+            if self._goes_out(lane, off, row) and row is not None:
+                goes.append((row, self.missed))
+                self.room.take(row)
+            else:
+                done |= 1 << off - lo
+            off += 1
+        if not goes:
+            return [], off
+        until, token = self.now + self.lease_ms, self.tx.new_token()
+        flight = Flight(self.group.id, lane, lo, off - 1, token, self.member, until, done, 0, self.now, goes[0][0].at, None, False)
+        self.tx.fly(flight)
+        return [self._delivery(row, flight, missed) for row, missed in goes], off
+
+    def _goes_out(self, lane: int, off: int, row: Logged | None) -> bool:
+        """Is this one for the run? Else it is settled (filter), quarantined, or put behind the failed one of its key."""
+        if row is None or not is_sound(self.topic, row):
+            self._quarantine(lane, off)
+            return False
+        if not matches(self.group, row):
+            return False
+        self.missed = ()
+        if row.okey is None:
+            return True
+        if self.retries and self.tx.first_retry_of_key(self.group.id, row.okey) is not None:
+            self.tx.put_retry(self.group.id, Retry(lane, off, None, row.okey, 0, 0, None, False))
+            return False
+        if self._may_go(row):
+            return True
+        self.tx.put_retry(self.group.id, Retry(lane, off, None, row.okey, 0, 0, TOO_MANY_MISSED, False))
+        self.retries = True
+        return False
+
+    def _may_go(self, row: Logged) -> bool:
+        """Names the numbers of its key that this group passed over (R6); past 1,000 the key stops."""
+        self.missed = ()
+        if row.okey is not None and row.seq is not None:
+            self.missed = tuple(self.tx.unnamed_dead(self.group.id, row.okey, row.seq, MISSED_MAX + 1))
+        return len(self.missed) <= MISSED_MAX
+
+    def _quarantine(self, lane: int, off: int) -> None:
+        """P8: a damaged row is reported in the topic's dead letters, never delivered or dropped; its key stops."""
+        row = self.tx.log_row(self.topic.id, lane, off)
+        okey, seq, m = row if row is not None else (None, None, -1)
+        if not any(dead[1] is None for dead in self.tx.dead_of_message(m)):
+            self.tx.add_dead(
+                grp=None, topic=self.topic.id, lane=lane, off=off, okey=okey, seq=seq, m=m, reason=Reason.CORRUPT, attempts=0, first_out=None,
+                at=self.now, history=None,
+            )  # fmt: skip
+        if okey is not None:
+            self.tx.stop_key(okey)
+            self.tx.put_retry(self.group.id, Retry(lane, off, None, okey, 0, 0, CORRUPT, False))
+            self.retries = True
+
+    def _delivery(self, row: Logged, flight: Flight, missed: tuple[int, ...] | None = None) -> Delivery:
+        token = Token(flight.grp, flight.lane, flight.lo, row.off, flight.token)
+        source = self.tx.source_by_id(row.source) if row.source else None
+        return Delivery(
+            row, self.topic.name, flight.lane, self.group.name, self.group.generation, flight.attempts + 1, self.now - flight.first_out, str(token),
+            flight.until, source.name if source else None, _source_text(source, row), self.missed if missed is None else missed, flight.redriven,
+        )  # fmt: skip
+
+
+def _source_text(source: object, row: Logged) -> str | None:
+    """`ID/INCARNATION`, part of the ordered inbox's key (R7); a producer without the library is known by its name."""
+    if source is None:
+        return None
+    db_id, name = source.db_id, source.name  # type: ignore[attr-defined]
+    return f"{db_id.hex() if db_id is not None else name}/{row.incarnation or 1}"
+
+
+def is_sound(topic: Topic, row: Logged) -> bool:
+    """Bytes out are bytes in (P8): the digest is computed anew from what is about to go out."""
+    try:
+        content_type, attributes, _ = decode_extra(row.extra)
+    except msgspec.MsgspecError:
+        return False
+    digest = message_digest(topic=topic.name, key=row.key, tag=row.tag, content_type=content_type, body=row.body, attributes=attributes)
+    return digest == row.digest
+
+
+def matches(group: Group, row: Logged) -> bool:
+    """Filters are settled for this group, and not passed over for the key (R22)."""
+    if group.tag is not None and row.tag != group.tag:
+        return False
+    if not group.attributes:
+        return True
+    attributes = decode_extra(row.extra)[1] or {}
+    return all(attributes.get(name) == value for name, value in group.attributes)
+
+
+def is_stuck(retry: Retry) -> bool:
+    return retry.due is None and (retry.error or "").startswith(STUCK)

@@ -1,0 +1,98 @@
+"""Consumer groups: one place a lane for each of its topics."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from ..errors import Problem
+from ..messages import Group
+from ..store.base import StoreTx
+from . import topics
+from .settling import groups_of
+
+
+class Wanted(Struct, frozen=True):
+    topic: str
+    tag: str | None
+    attributes: tuple[tuple[str, str], ...]
+
+
+class GroupWanted(Struct, frozen=True):
+    name: str
+    topics: tuple[Wanted, ...]
+    start: str
+    lease_ms: int | None
+    max_attempts: int | None
+    backoff_first_ms: int | None
+    backoff_max_ms: int | None
+
+
+def put(tx: StoreTx, now: int, wanted: GroupWanted) -> tuple[list[Group], bool]:
+    """(its groups, one a topic; was it made now). Standing with other topics or filters is `state_changed`."""
+    if len({w.topic for w in wanted.topics}) != len(wanted.topics):
+        raise Problem("bad_request", "a group names each topic once; use a tag or attributes to choose within it")
+    new = [_group(tx, wanted, each) for each in wanted.topics]
+    known = tx.group(wanted.name)
+    if not known:
+        return [tx.add_group(group, at_end=wanted.start == "latest") for group in new], True
+    if {_shape(g) for g in known} != {_shape(g) for g in new}:
+        raise Problem("state_changed", f"group {wanted.name} stands with other topics or filters; remove it first, or take another name")
+    return known, False
+
+
+def _shape(group: Group) -> tuple[int, str | None, tuple[tuple[str, str], ...]]:
+    return (group.topic, group.tag, group.attributes)
+
+
+def _group(tx: StoreTx, wanted: GroupWanted, each: Wanted) -> Group:
+    settings = tx.env.settings.group
+    topic = topics.get(tx, each.topic)
+    return Group(
+        0, wanted.name, topic.id, 1, each.tag, tuple(sorted(each.attributes)), wanted.lease_ms or int(settings.lease_s * 1000), wanted.max_attempts,
+        wanted.backoff_first_ms or int(settings.backoff_first_s * 1000), wanted.backoff_max_ms or int(settings.backoff_max_s * 1000), False, None,
+        wanted.start,
+    )  # fmt: skip
+
+
+def get(tx: StoreTx, now: int, name: str) -> list[Group]:
+    return list(groups_of(tx, name).values())
+
+
+class Pause(Struct, frozen=True):
+    name: str
+    paused: bool
+
+
+def pause(tx: StoreTx, now: int, command: Pause) -> list[Group]:
+    """Paused: nothing is handed out; what is in flight may be settled."""
+    for group in groups_of(tx, command.name).values():
+        tx.pause_group(group, command.paused)
+        tx.emit(("wake", group.topic, now))
+    return list(groups_of(tx, command.name).values())
+
+
+def remove(tx: StoreTx, now: int, name: str) -> None:
+    """Refused while members live. Its dead letters go with it, so list them first."""
+    groups = groups_of(tx, name)
+    for group in groups.values():
+        if tx.has_flights(group.id) or tx.env.members.live(group.id, now):
+            raise Problem("group_busy", f"group {name} has members at work; stop them first")
+        if tx.count_dead(group.id, 1):
+            raise Problem("group_busy", f"group {name} has dead letters; nothing is dropped silently: look at halfmsg dlq ls --group {name}")
+    for group in groups.values():
+        tx.remove_group(group)
+
+
+class Leave(Struct, frozen=True):
+    group: str
+    member: str
+
+
+def leave(tx: StoreTx, now: int, command: Leave) -> None:
+    """A member goes: lanes with nothing open are free at once, the others when their leases end."""
+    for group in tx.group(command.group):
+        tx.env.members.left(group.id, command.member)
+        for place in tx.places(group.id):
+            if place.owner == command.member and not tx.flights_of_lane(group.id, place.lane):
+                tx.own_place(group.id, place.lane, None, 0, 0)
+        tx.emit(("wake", group.topic, now))

@@ -1,0 +1,102 @@
+"""Producers: a name bound to one database (R7)."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from ..errors import Problem
+from ..messages import Source
+from ..store.base import StoreTx
+
+
+class Hello(Struct, frozen=True):
+    """A library says on its stream that it answers for this producer."""
+
+    name: str
+    source: bytes | None
+
+
+class Beat(Struct, frozen=True):
+    name: str
+    source: bytes | None
+    beats: tuple[str, ...]
+
+
+class ProducerWanted(Struct, frozen=True):
+    name: str
+    check_url: str | None
+    dialect: str
+    secret_bytes: Callable[[int], bytes]
+
+
+def of(tx: StoreTx, name: str, db_id: bytes | None) -> Source:
+    """The producer that speaks, bound to its database. Raises producer_not_found, wrong_source, source_frozen."""
+    source = tx.source(name)
+    if source is None:
+        if not tx.env.settings.dev:
+            raise Problem("producer_not_found", f"no producer {name} here; make it with: halfmsg producer set {name}")
+        source = tx.add_source(name)
+    if source.frozen:
+        raise Problem("source_frozen", f"producer {name} is frozen: its database went back in time")
+    if db_id == source.db_id:
+        return source
+    if db_id is None or source.db_id is not None:
+        raise Problem("wrong_source", f"producer {name} is bound to source {source.db_id.hex() if source.db_id else None}; this is another database")
+    return _bind(tx, source, db_id)
+
+
+def _bind(tx: StoreTx, source: Source, db_id: bytes) -> Source:
+    other = tx.source_by_db(db_id)
+    if other is not None:
+        raise Problem("wrong_source", f"this database is already bound to producer {other.name}; one name a database")
+    return tx.bind_source(source, db_id)
+
+
+def hello(tx: StoreTx, now: int, command: Hello) -> Source:
+    """Bind, and note that there is a way to ask. With `--dev` it makes the producer."""
+    source = of(tx, command.name, command.source)
+    if not source.said_hello:
+        source = tx.note_hello(source)
+    for parked in tx.parked(source.id, 0, 1_000):
+        # R4: a parked one is asked once when its source's responder is reachable again.
+        if parked.next_check is None or parked.next_check > now:
+            tx.reschedule(parked, attempts=parked.attempts, next_check=now, reason=parked.reason)
+    return source
+
+
+def beat(tx: StoreTx, now: int, command: Beat) -> Source:
+    """Beats are stored; judging them (R7) and telling settled_before (R3) come with purging, so nothing is deleted yet."""
+    source = of(tx, command.name, command.source)
+    tx.store_beats(source, command.beats)
+    return source
+
+
+def put(tx: StoreTx, now: int, wanted: ProducerWanted) -> tuple[Source, bool]:
+    """(producer, was it made now). The first one draws the secret that signs questions and answers."""
+    source = tx.source(wanted.name)
+    made = source is None
+    if source is None:
+        source = tx.add_source(wanted.name)
+    secret = source.secret
+    if secret is None:
+        secret = "whsec_" + base64.b64encode(wanted.secret_bytes(32)).decode()
+    return tx.set_source(source, check_url=wanted.check_url, dialect=wanted.dialect, secret=secret), made
+
+
+def get(tx: StoreTx, name: str) -> Source:
+    source = tx.source(name)
+    if source is None:
+        raise Problem("producer_not_found", f"no producer {name} here")
+    return source
+
+
+def remove(tx: StoreTx, now: int, name: str) -> None:
+    source = get(tx, name)
+    if tx.source_has_undecided(source.id):
+        raise Problem("state_changed", f"producer {name} has undecided transactions; nobody else could answer for them")
+    if source.db_id is not None:
+        raise Problem("state_changed", f"producer {name} is bound to a database whose numbers go on; it cannot be removed")
+    tx.remove_source(source)

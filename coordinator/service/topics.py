@@ -1,0 +1,71 @@
+"""Topics: made on purpose, of one kind for life (R10). With `--dev` a first message makes its topic."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ..errors import Problem
+from ..messages import Kind, NewMessage, Topic
+from ..store.base import StoreTx
+
+
+class TopicWanted(Struct, frozen=True):
+    name: str
+    kind: Kind
+    lanes: int | None = None
+    retention_s: float | None = None
+    max_message_bytes: int | None = None
+    max_backlog: int | None = None
+    allow_no_group: bool = False
+
+
+def put(tx: StoreTx, now: int, wanted: TopicWanted) -> tuple[Topic, bool]:
+    """(topic, was it made now). Another kind or other lanes than it stands with is `state_changed`."""
+    if wanted.name.startswith("halfmsg."):
+        raise Problem("bad_name", "topics halfmsg.* are the coordinator's own")
+    settings = tx.env.settings
+    known = tx.topic(wanted.name)
+    lanes = wanted.lanes or (known.lanes if known else settings.topic.lanes_unordered if wanted.kind is Kind.UNORDERED else settings.topic.lanes_ordered)
+    topic = Topic(
+        known.id if known else 0, wanted.name, wanted.kind, lanes, wanted.retention_s or settings.topic.retention_s,
+        wanted.max_message_bytes or settings.message.max_bytes, wanted.max_backlog or settings.topic.max_backlog, wanted.allow_no_group,
+    )  # fmt: skip
+    if known is None:
+        return tx.add_topic(topic), True
+    if (known.kind, known.lanes) != (topic.kind, topic.lanes):
+        raise Problem("state_changed", f"topic {topic.name} stands as {known.kind.word} with {known.lanes} lanes; kind and lanes are for life")
+    if known != topic:
+        tx.set_topic(topic)
+    return topic, False
+
+
+def remove(tx: StoreTx, now: int, name: str) -> None:
+    """Refused while anybody has a place in it or its numbers go on elsewhere (API §9.10)."""
+    topic = get(tx, name)
+    if tx.groups_of_topic(topic.id):
+        raise Problem("group_busy", f"topic {name} has consumer groups; remove them first")
+    if tx.topic_has_keys(topic.id) and topic.kind is Kind.SEQUENCE:
+        raise Problem("state_changed", f"topic {name} has ordering keys whose producers go on counting; it cannot be removed")
+    if any(tx.lane_end(topic.id, lane) for lane in range(topic.lanes)) or tx.topic_has_keys(topic.id):
+        raise Problem("state_changed", f"topic {name} still keeps messages; removing them is not built yet")
+    tx.remove_topic(topic)
+
+
+def get(tx: StoreTx, name: str) -> Topic:
+    topic = tx.topic(name)
+    if topic is None:
+        raise Problem("topic_not_found", f"no topic {name} here; make it with: halfmsg topic create {name} --kind …")
+    return topic
+
+
+def for_message(tx: StoreTx, message: NewMessage, *, plain: bool) -> Topic:
+    topic = tx.topic(message.topic)
+    if topic is None and tx.env.settings.dev and not message.topic.startswith("halfmsg."):
+        kind = Kind.UNORDERED if message.key is None else Kind.ARRIVAL if plain else Kind.SEQUENCE
+        return put(tx, 0, TopicWanted(message.topic, kind, allow_no_group=True))[0]
+    return topic if topic is not None else get(tx, message.topic)
+
+
+def allow_no_group(topic: Topic) -> Topic:
+    return replace(topic, allow_no_group=True)

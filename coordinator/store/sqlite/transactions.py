@@ -1,0 +1,96 @@
+"""Transactions and bodies on SQLite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ... import ids
+from ...messages import By, NewMessage, Tx
+from ...states import State
+from .. import failpoints
+from .base import Q
+from .names import Names
+
+NOTES_MAX = 100
+
+
+def tx_of(row: tuple[Any, ...]) -> Tx:
+    n, id, source, state, digest, msgs, mark, first_at, decided_at, decided_by, attempts, next_check, reason = row
+    by = None if decided_by is None else By(decided_by)
+    return Tx(n, id, source, State(state), digest, msgs, mark, first_at, decided_at, by, attempts, next_check, reason)
+
+
+class Transactions(Names):
+    def find(self, id: bytes) -> Tx | None:
+        row = self.one(Q.tx_by_id, id)
+        return None if row is None else tx_of(row)
+
+    def find_n(self, n: int) -> Tx | None:
+        row = self.one(Q.tx_by_n, n)
+        return None if row is None else tx_of(row)
+
+    def insert(self, tx: Tx) -> Tx | None:
+        n = self.next_counter("n")
+        by = None if tx.decided_by is None else int(tx.decided_by)
+        stored = self.run(
+            Q.tx_insert, n, tx.id, tx.source, int(tx.state), tx.digest, tx.msgs, tx.mark, tx.first_at, tx.decided_at, by, tx.next_check, tx.reason
+        )
+        if not stored:
+            return None
+        if tx.state is State.PREPARED:
+            self.count_open(tx.source, 1)
+        failpoints.hit("half_stored")
+        return Tx(
+            n, tx.id, tx.source, tx.state, tx.digest, tx.msgs, tx.mark, tx.first_at, tx.decided_at, tx.decided_by, 0, tx.next_check, tx.reason
+        )
+
+    def insert_messages(self, n: int, rows: Iterable[tuple[NewMessage, int, int | None]]) -> None:
+        base = n << 10
+        for message, topic, okey in rows:
+            self.run(Q.message_insert, base + message.index, topic, okey, message.tag, message.extra, message.digest, message.body)
+
+    def message_heads(self, n: int) -> list[tuple[int, int, int | None]]:
+        return self.all(Q.message_heads, n << 10, (n << 10) + 1023)
+
+    def delete_messages(self, n: int) -> None:
+        self.run(Q.message_delete_range, n << 10, (n << 10) + 1023)
+
+    def decide(self, tx: Tx, state: State, at: int, by: By, reason: str | None) -> bool:
+        if not self.run(Q.tx_decide, int(state), at, int(by), reason, tx.n):
+            return False
+        if tx.state is State.PREPARED:
+            self.count_open(tx.source, -1)
+        failpoints.hit("decided")
+        return True
+
+    def park(self, tx: Tx, next_check: int, reason: str) -> None:
+        if self.run(Q.tx_park, next_check, reason, tx.n):
+            self.count_open(tx.source, -1)
+
+    def reschedule(self, tx: Tx, *, attempts: int, next_check: int, reason: str | None) -> None:
+        self.run(Q.tx_reschedule, attempts, next_check, reason, tx.n)
+
+    def claim_due(self, source: int, now: int, until: int, limit: int) -> list[Tx]:
+        return sorted((tx_of(row) for row in self.all(Q.tx_claim_due, until, source, now, limit)), key=lambda tx: tx.n)
+
+    def parked(self, source: int, after_n: int, limit: int) -> list[Tx]:
+        return [tx_of(row) for row in self.all(Q.tx_parked_of, source, after_n, limit)]
+
+    def open_of(self, source: int, limit: int) -> list[Tx]:
+        return [tx_of(row) for row in self.all(Q.tx_open_of, source, limit)]
+
+    def ask_soon(self, n: int, at: int) -> None:
+        self.run(Q.tx_ask_soon, at, n, at)
+
+    def note(self, n: int, at: int, what: str, detail: str | None) -> None:
+        if self.one(Q.note_count, n)[0] < NOTES_MAX:
+            self.run(Q.note_insert, n, at, what, detail)
+
+    def add_conflict(self, id: bytes, stored: str, said: str, said_by: str, at: int) -> None:
+        if self.one(Q.conflict_of, id, said) is None:
+            self.run(Q.conflict_insert, id, stored, said, said_by, at)
+            self.emit(("conflict", ids.format_id(id), stored, said, said_by))
+
+    def audit(self, at: int, actor: str, act: str, target: str, reason: str, before: str | None, after: str | None) -> None:
+        self.run(Q.audit_insert, at, actor, act, target, reason, before, after)
