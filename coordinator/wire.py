@@ -233,6 +233,10 @@ class ProducerIn(_Strict):
     dialect: Literal["halfmsg", "dtm"] = "halfmsg"
 
 
+class CheckIn(_Strict):
+    ids: Annotated[list[TxId], Meta(max_length=50)] | None = None
+
+
 class ReasonIn(_Strict):
     reason: Reason
 

@@ -41,7 +41,7 @@ async def repeat(call: Callable[[], Awaitable[T]], deadline: float, first: Halfm
     return await retrying(once)
 
 
-async def reconnect(connect: Callable[[], Awaitable[None]], wanted: Callable[[HalfmsgError], bool]) -> None:
+async def reconnect(connect: Callable[[], Awaitable[T]], wanted: Callable[[HalfmsgError], bool]) -> T:
     """Call `connect` until it succeeds; `wanted` hears of each failure and says whether to go on. Else the last failure is raised."""
 
     def unwanted(state: RetryCallState) -> bool:
@@ -49,7 +49,7 @@ async def reconnect(connect: Callable[[], Awaitable[None]], wanted: Callable[[Ha
         return not (isinstance(error, HalfmsgError) and wanted(error))
 
     retry = retry_if_exception(lambda error: isinstance(error, HalfmsgError))
-    await AsyncRetrying(retry=retry, wait=_JITTERED, stop=unwanted, sleep=_clock.pause, reraise=True)(connect)
+    return await AsyncRetrying(retry=retry, wait=_JITTERED, stop=unwanted, sleep=_clock.pause, reraise=True)(connect)
 
 
 def _wait(state: RetryCallState) -> float:

@@ -151,11 +151,11 @@ class Stream:
     async def _run(self) -> None:
         while self._wanted():
             try:
-                await _retry.reconnect(self._connect, self._on_failure)
+                ws = await _retry.reconnect(self._connect, self._on_failure)
             except HalfmsgError:
                 return  # nobody waits any more; each was told, and the next need opens it again
             born = self._loop.time()
-            lost = await self._serve()
+            lost = await self._serve(ws)
             if lost.after_s or self._loop.time() - born < SHORT_LIFE_S:  # it let us in and threw us out: no tight loop
                 await _clock.pause(lost.after_s or SHORT_LIFE_S / 4)
 
@@ -168,7 +168,7 @@ class Stream:
         self.calls.fail(error, (lambda call: True) if final else (lambda call: call.once))
         return self._wanted()
 
-    async def _connect(self) -> None:
+    async def _connect(self) -> aiohttp.ClientWebSocketResponse:
         address = self._http.address("/v1/stream")
         try:
             async with asyncio.timeout(HELLO_TIMEOUT_S):
@@ -180,7 +180,8 @@ class Stream:
                 except BaseException:
                     await ws.close()
                     raise
-        except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+                return ws
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise failure(error, self._url) from error
 
     async def _welcome(self, ws: aiohttp.ClientWebSocketResponse) -> None:
@@ -197,10 +198,8 @@ class Stream:
             await self._put(ws, subscriber.subscribe())
         self._ws, self._failed, self._go_away, self._last_problem = ws, None, None, None
 
-    async def _serve(self) -> _Lost:
+    async def _serve(self, ws: aiohttp.ClientWebSocketResponse) -> _Lost:
         """Read, write and beat until the connection ends; leaves nothing running."""
-        ws = self._ws
-        assert ws is not None  # noqa: S101 - for the type checker: _connect has just set it
         tasks = [self._loop.create_task(part) for part in (self._read(ws), self._write(ws), self._beat())]
         lost = _Lost(TransportError("unreachable", f"the connection to {self._url} was closed"))
         try:

@@ -1,0 +1,148 @@
+"""HTTP (API §6): parse -> service -> render. No decisions and no SQL here; one table of routes, from which `/openapi.json` is made."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from aiohttp import web
+from msgspec import Struct
+
+from . import openapi, render, wire
+from .api_calls import Calls
+from .checks import Checks
+from .engine import Engine
+from .errors import CODES, RETRY_AFTER_S, Problem
+from .routes import ROUTES, Route
+from .stream import Streams
+
+log = logging.getLogger("halfmsg.api")
+
+JSON = "application/json"
+PROBLEM = "application/problem+json"
+
+
+class Request(Struct):
+    """What a call gets: path parameters, query and the decoded body."""
+
+    path: Mapping[str, str]
+    query: Mapping[str, str]
+    body: Any
+
+
+class Http:
+    """Wraps a call into an aiohttp handler: body in, answer or problem out, headers, metrics."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._ids = itertools.count(1)
+        self._prefix = f"{engine.clock.now_ms():x}"
+
+    def handler(self, route: Route, call: Callable[[Request], Awaitable[tuple[int, Any]]]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            started = self.engine.clock.monotonic()
+            try:
+                body = await self._body(request, route)
+                status, answer = await call(Request(request.match_info, request.query, body))
+                response = self._answer(status, wire.encode_json(answer) if answer is not None else b"", JSON)
+            except Problem as problem:
+                response = self.problem(problem)
+            except Exception as error:
+                log.exception("%s %s failed", route.method, route.path)
+                response = self.problem(Problem("internal", f"{type(error).__name__}; see the coordinator's log"))
+            self.engine.metrics.request(route.method, route.path, response.status, self.engine.clock.monotonic() - started)
+            return response
+
+        return handle
+
+    async def _body(self, request: web.Request, route: Route) -> Any:
+        if route.takes is None:
+            return None
+        content_type = request.content_type
+        if content_type not in (JSON, "application/octet-stream") or (content_type != JSON and request.headers.get("Content-Type")):
+            raise Problem("unsupported_media_type", f"{content_type} is not known here; send application/json")
+        try:
+            data = await request.read()
+        except web.HTTPRequestEntityTooLarge as error:
+            raise Problem("too_large", f"a request has at most {wire.MAX_FRAME_BYTES} bytes", limit=wire.MAX_FRAME_BYTES) from error
+        return wire.decode_json(data or b"{}", route.takes)
+
+    def _answer(self, status: int, body: bytes, content_type: str) -> web.Response:
+        headers = {"Content-Type": content_type, "Halfmsg-Time": str(self.engine.clock.now_ms()), "Halfmsg-Request-Id": self._next_id()}
+        return web.Response(body=body, status=status, headers=headers)
+
+    def problem(self, problem: Problem) -> web.Response:
+        self.engine.metrics.rejected(problem.code)
+        response = self._answer(problem.status, b"", PROBLEM)
+        response.body = wire.encode_json(render.problem(problem, response.headers["Halfmsg-Request-Id"]))
+        if problem.code in RETRY_AFTER_S:
+            response.headers["Retry-After"] = str(RETRY_AFTER_S[problem.code])
+        return response
+
+    def _next_id(self) -> str:
+        return f"{self._prefix}-{next(self._ids):x}"
+
+
+def application(engine: Engine, streams: Streams, checks: Checks) -> web.Application:
+    http = Http(engine)
+    calls = Calls(engine, checks, streams)
+    app = web.Application(client_max_size=wire.MAX_FRAME_BYTES, middlewares=[_unmatched(http)])
+    for route in ROUTES:
+        app.router.add_route(route.method, route.path, http.handler(route, getattr(calls, route.call)))
+    document = wire.encode_json(openapi.document(ROUTES))
+    app.router.add_get("/v1/stream", streams.handle)
+    app.router.add_get("/openapi.json", _fixed(document, JSON))
+    app.router.add_get("/metrics", _metrics(engine))
+    app.router.add_get("/livez", _fixed(b"ok\n", "text/plain"))
+    app.router.add_get("/healthz", _fixed(b"ok\n", "text/plain"))
+    app.router.add_get("/readyz", _ready(engine))
+    return app
+
+
+def _unmatched(http: Http) -> Any:
+    """What no route takes, and what a stream refuses before its upgrade, is a problem like any other."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except Problem as problem:
+            return http.problem(problem)
+        except web.HTTPNotFound:
+            return http.problem(Problem("not_found", f"no resource {request.path}; see /openapi.json"))
+        except web.HTTPMethodNotAllowed as error:
+            return http.problem(Problem("method_not_allowed", f"{request.path} takes {', '.join(sorted(error.allowed_methods))}"))
+
+    return middleware
+
+
+def _fixed(body: bytes, content_type: str) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def handle(request: web.Request) -> web.Response:
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    return handle
+
+
+def _metrics(engine: Engine) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def handle(request: web.Request) -> web.Response:
+        await engine.refresh_gauges()
+        body, content_type = engine.metrics.render()
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    return handle
+
+
+def _ready(engine: Engine) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def handle(request: web.Request) -> web.Response:
+        lines = {"accepting": not engine.draining, "storage": await engine.storage_answers(), "disk": not engine.env.storage_low}
+        status = 200 if lines["accepting"] and lines["storage"] else 503
+        text = "".join(f"[{'+' if ok else '-'}]{name} {'ok' if ok else 'failed'}\n" for name, ok in lines.items())
+        return web.Response(text=text if "verbose" in request.query else "ok\n" if status == 200 else "not ready\n", status=status)
+
+    return handle
+
+
+def codes() -> Mapping[str, tuple[int, str]]:
+    return CODES

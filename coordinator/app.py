@@ -1,0 +1,156 @@
+"""The composition root: the one place that constructs, starts and stops the coordinator."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import platform
+import signal
+import sqlite3
+import sys
+from collections.abc import Mapping
+
+from aiohttp import web
+
+from halfmsg import __version__
+from halfmsg.checkback import allowlist
+
+from . import api, logs, loops
+from .checks import Checks
+from .clock import Clock, SystemClock
+from .engine import Engine
+from .errors import StartError
+from .metrics import Metrics
+from .settings import Settings
+from .store.sqlite import file
+from .stream import Streams
+
+log = logging.getLogger("halfmsg")
+
+GIL_SWITCH_S = 0.001
+"""The writer thread and the loop share one interpreter; the default of 5 ms would be the latency of an answer under load."""
+
+
+class Coordinator:
+    """One running coordinator. `start` raises StartError with nothing left behind; `stop` is graceful and may be called once."""
+
+    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+        self.settings = settings
+        self.clock = clock or SystemClock()
+        self.metrics = Metrics(version=__version__)
+        self.broken: BaseException | None = None
+        self.stopped = asyncio.Event()
+        self.address = settings.listen
+        self._tasks: list[asyncio.Task[None]] = []
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        self.engine = Engine(self.settings, self.clock, self.metrics, self._on_broken)
+        try:
+            await self._open()
+        except BaseException:
+            await self._close()
+            raise
+
+    async def _open(self) -> None:
+        await self.engine.open()
+        self.streams = Streams(self.engine, lambda producer: self.checks.hello(producer))
+        self._session = await allowlist.open_session(self.settings.callback.allow)
+        self.checks = Checks(self.engine, self.streams, self._session)
+        ticks = loops.Ticks(self.engine, self.checks)
+        await ticks.capacity()
+        await ticks.ways()
+        application = api.application(self.engine, self.streams, self.checks)
+        self._runner = web.AppRunner(application, access_log=None, handle_signals=False, keepalive_timeout=75.0)
+        await self._runner.setup()
+        await self._listen()
+        for name, (seconds, tick) in ticks.all().items():
+            self._tasks.append(asyncio.create_task(loops.every(seconds, name, tick, self.metrics.task_done), name=f"halfmsg-{name}"))
+
+    async def _listen(self) -> None:
+        host, port = self.settings.host_port
+        runner = self._runner
+        if runner is None:
+            raise RuntimeError("the runner is set up first")
+        site = web.TCPSite(runner, host, port, reuse_address=True, backlog=1_024)
+        try:
+            await site.start()
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise StartError(f"cannot listen on {self.settings.listen}: {error.strerror}", "Name another address with --listen HOST:PORT") from error
+            raise StartError(f"{self.settings.listen} is in use by another program", "Stop it, or name a free port: --listen 127.0.0.1:7620") from error
+        bound = runner.addresses[0]
+        self.address = f"{bound[0]}:{bound[1]}"
+
+    def _on_broken(self, error: BaseException) -> None:
+        """An I/O error of the store: stop, and recover by starting anew. What was being written has an unknown outcome."""
+        self.broken = error
+        self.stopped.set()
+
+    async def stop(self) -> None:
+        """Refuse new work, tell the streams, finish what is queued, close the store."""
+        self.engine.draining = True
+        self.engine.hub.wake_all()
+        await self.streams.drain(reconnect_after_s=1.0)
+        await self._close()
+
+    async def _close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if hasattr(self, "checks"):
+            await self.checks.poller.aclose(0.5)
+        if hasattr(self, "streams"):
+            await self.streams.close()
+        if self._runner is not None:
+            await self._runner.cleanup()
+        if hasattr(self, "_session"):
+            await self._session.aclose()
+        await self.engine.close()
+
+
+def banner(coordinator: Coordinator) -> list[tuple[str, str]]:
+    settings = coordinator.settings
+    rows = [
+        ("Listening", f"http://{coordinator.address}"),
+        ("API docs", "/openapi.json"),
+        ("Metrics", f"http://{coordinator.address}/metrics"),
+        ("Store", f"{settings.store} (SQLite {sqlite3.sqlite_version}, {settings.storage.synchronous})"),
+        ("Auth", "off (insecure)" if settings.insecure else "off (loopback)"),
+    ]
+    if settings.dev:
+        rows.append(("Mode", "dev: topics, groups and producers are made on first use; not for production"))
+    note = file.version_note()
+    return [*rows, ("Note", note)] if note else rows
+
+
+async def serve(settings: Settings) -> int:
+    """Run until SIGTERM or SIGINT; gives the exit code."""
+    coordinator = Coordinator(settings)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, coordinator.stopped.set)
+    await coordinator.start()
+    print(f"\n  halfmsg {__version__} coordinator\n")  # noqa: T201
+    for label, text in banner(coordinator):
+        print(f"  {label:<12}{text}")  # noqa: T201
+    print(flush=True)  # noqa: T201
+    log.info("started", extra={"pid": os.getpid(), "python": platform.python_version()})
+    await coordinator.stopped.wait()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(settings.drain_s):
+            await coordinator.stop()
+    if coordinator.broken is not None:
+        print(f"halfmsg: the store failed: {coordinator.broken}. Start again; if it fails again, look at the disk", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+def run(settings: Settings, origins: Mapping[str, str]) -> int:
+    """What `halfmsg serve` calls. Raises StartError."""
+    logs.configure(dev=settings.dev)
+    sys.setswitchinterval(GIL_SWITCH_S)
+    return asyncio.run(serve(settings))

@@ -1,0 +1,96 @@
+"""Dumb timers around ticks. A tick that fails is logged and tried again at the next beat; what it did is in its own metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Awaitable, Callable
+
+from .checks import Checks
+from .engine import Engine
+from .errors import Problem
+from .service import looking, release, settling
+from .store.sqlite.deliveries import Deliveries
+
+log = logging.getLogger("halfmsg.loops")
+
+CHECKPOINT_WAL_BYTES = 32 * 1024 * 1024
+BACKLOG_HYSTERESIS = 0.9
+
+
+async def every(seconds: float, name: str, tick: Callable[[], Awaitable[object]], done: Callable[[str], None]) -> None:
+    """Run `tick` for ever; `done(name)` after each success."""
+    while True:
+        try:
+            await tick()
+            done(name)
+        except Problem as problem:
+            if problem.code not in ("draining", "overloaded"):
+                log.warning("%s: %s", name, problem)
+        except Exception:
+            log.exception("%s failed; it is tried again", name)
+        await asyncio.sleep(seconds)
+
+
+class Ticks:
+    """The passes that loops repeat; each does one bounded piece."""
+
+    def __init__(self, engine: Engine, checks: Checks) -> None:
+        self.engine, self.checks = engine, checks
+
+    async def leases(self) -> int:
+        """Give back what ended leases left open, until there is no more."""
+        total = 0
+        while count := await self.engine.call(settling.expire_tick, None):
+            total += count
+        return total
+
+    async def draining_keys(self) -> int:
+        return int(await self.engine.call(release.drain_tick, None))
+
+    async def check(self) -> None:
+        await self.checks.tick()
+
+    async def ways(self) -> None:
+        await self.checks.ways.refresh()
+
+    async def capacity(self) -> None:
+        """What the door judges by: backlog of each topic, free disk."""
+        env, engine = self.engine.env, self.engine
+
+        def read(tx: Deliveries) -> set[int]:
+            full = set()
+            for (name,) in tx.all("SELECT name FROM topic LIMIT 10000"):
+                topic = tx.topic(name)
+                if topic is not None:
+                    limit = topic.max_backlog * (BACKLOG_HYSTERESIS if topic.id in env.full_topics else 1.0)
+                    if looking.backlog(tx, topic) >= limit:
+                        full.add(topic.id)
+            return full
+
+        env.full_topics = await engine.read(read)
+        env.storage_low = shutil.disk_usage(engine.path.resolve().parent).free < engine.settings.storage.free_bytes_min
+
+    async def checkpoint(self) -> None:
+        """The writer checkpoints as it goes; a WAL that grew past that is cut here."""
+        wal = self.engine.path.with_name(self.engine.path.name + "-wal")
+        if wal.exists() and wal.stat().st_size > CHECKPOINT_WAL_BYTES:
+            await self.engine.checkpoint()
+
+    async def loop_lag(self) -> None:
+        started = self.engine.clock.monotonic()
+        await asyncio.sleep(0.05)
+        self.engine.metrics.loop_lag(max(0.0, self.engine.clock.monotonic() - started - 0.05))
+
+    def all(self) -> dict[str, tuple[float, Callable[[], Awaitable[object]]]]:
+        """name: (seconds between two passes, the pass)."""
+        return {
+            "leases": (0.1, self.leases),
+            "draining_keys": (0.1, self.draining_keys),
+            "check": (0.05, self.check),
+            "ways": (1.0, self.ways),
+            "capacity": (1.0, self.capacity),
+            "checkpoint": (5.0, self.checkpoint),
+            "loop_lag": (1.0, self.loop_lag),
+        }

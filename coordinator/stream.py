@@ -1,0 +1,345 @@
+"""The stream (API §6): ops and results pipelined, deliveries by credit, check-backs over the producer's own connection.
+
+One reader a connection; answers leave through one bounded sender, so a slow reader is closed (4408), never buffered without end.
+A lost connection loses answers, never decisions: every op is idempotent by id or token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+from aiohttp import WSMsgType, web
+
+from halfmsg import __version__
+from halfmsg.checkback import verdict
+
+from . import ops, render, wire
+from .engine import Engine
+from .errors import Problem
+from .hub import FALLBACK_S, Waiter
+from .messages import Fetch
+from .service import fetching, groups, producers
+
+log = logging.getLogger("halfmsg.stream")
+
+JSON, MSGPACK = "halfmsg.v1.json", "halfmsg.v1.msgpack"
+HEARTBEAT_S = 15.0
+FETCH_MAX = 1_000
+
+
+class _RawFrame(msgspec.Struct):
+    type: str = ""
+    n: int = 0
+    ops: list[msgspec.Raw] = []
+
+
+class Streams:
+    """All open streams, and which producer each answers for."""
+
+    def __init__(self, engine: Engine, on_hello: Callable[[str], None]) -> None:
+        self.engine, self.on_hello = engine, on_hello
+        self.connections: set[Connection] = set()
+        self._numbers = itertools.count(1)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        if len(self.connections) >= self.engine.settings.stream.connections_max:
+            raise Problem("overloaded", "the coordinator has as many streams as stream.connections_max allows")
+        ws = web.WebSocketResponse(
+            protocols=(MSGPACK, JSON), heartbeat=HEARTBEAT_S, max_msg_size=wire.MAX_FRAME_BYTES, compress=False, autoping=True
+        )
+        await ws.prepare(request)
+        connection = Connection(self, ws, next(self._numbers))
+        self.connections.add(connection)
+        try:
+            await connection.run()
+        finally:
+            self.connections.discard(connection)
+            await connection.end()
+        return ws
+
+    def of_producer(self, producer: str) -> list[Connection]:
+        """The youngest first: an old one may be a process that is going."""
+        found = [each for each in self.connections if producer in each.producers and not each.closing]
+        return sorted(found, key=lambda each: each.number, reverse=True)
+
+    async def drain(self, reconnect_after_s: float) -> None:
+        for connection in list(self.connections):
+            connection.send({"type": "go_away", "reconnect_after_s": reconnect_after_s})
+
+    async def close(self) -> None:
+        for connection in list(self.connections):
+            await connection.close(1001, b"the coordinator is stopping")
+
+
+class Connection:
+    def __init__(self, streams: Streams, ws: web.WebSocketResponse, number: int) -> None:
+        self.streams, self.engine, self.ws, self.number = streams, streams.engine, ws, number
+        self.packed = ws.ws_protocol != JSON
+        self.encode = wire.encode_msgpack if self.packed else wire.encode_json
+        self.producers: dict[str, str | None] = {}
+        self.subscriptions: dict[str, Subscription] = {}
+        self.closing = False
+        self._outgoing: deque[bytes] = deque()
+        self._unsent = 0
+        self._wake = asyncio.Event()
+        self._checks: dict[int, asyncio.Future[Any]] = {}
+        self._check_numbers = itertools.count(1)
+        self._sender = asyncio.create_task(self._send_all())
+        self._said_hello = False
+
+    # --- out ---
+
+    def send(self, frame: Any) -> None:
+        """Queue a frame; past the limit the peer is a slow reader and is closed."""
+        if self.closing:
+            return
+        data = self.encode(frame)
+        self._unsent += len(data)
+        self._outgoing.append(data)
+        self._wake.set()
+        if self._unsent > self.engine.settings.stream.unsent_bytes_max:
+            log.warning("stream %d reads too slowly: %d bytes unsent, closing", self.number, self._unsent)
+            self._start_close(4408, b"slow reader")
+
+    @property
+    def crowded(self) -> bool:
+        return self._unsent > self.engine.settings.stream.unsent_bytes_max // 4
+
+    async def _send_all(self) -> None:
+        send = self.ws.send_bytes if self.packed else self._send_text
+        with contextlib.suppress(ConnectionError, RuntimeError):
+            while True:
+                while self._outgoing:
+                    data = self._outgoing.popleft()
+                    await send(data)
+                    self._unsent -= len(data)
+                self._wake.clear()
+                await self._wake.wait()
+
+    async def _send_text(self, data: bytes) -> None:
+        await self.ws.send_str(data.decode())
+
+    def _start_close(self, code: int, message: bytes) -> None:
+        self.closing = True
+        asyncio.ensure_future(self.close(code, message))
+
+    async def close(self, code: int, message: bytes) -> None:
+        self.closing = True
+        with contextlib.suppress(ConnectionError, RuntimeError):
+            await self.ws.close(code=code, message=message)
+
+    async def end(self) -> None:
+        self.closing = True
+        for future in self._checks.values():
+            if not future.done():
+                future.set_result(None)
+        for subscription in self.subscriptions.values():
+            subscription.stop()
+        self._sender.cancel()
+
+    # --- in ---
+
+    async def run(self) -> None:
+        async for message in self.ws:
+            if message.type not in (WSMsgType.BINARY, WSMsgType.TEXT):
+                break
+            try:
+                await self._frame(message.data if isinstance(message.data, bytes) else message.data.encode())
+            except Problem as problem:
+                self.send({"type": "error", "error": render.problem(problem)})
+                await asyncio.sleep(0)
+                await self.close(4400, problem.code.encode())
+                return
+
+    async def _frame(self, data: bytes) -> None:
+        frame = self._decode(data)
+        if not self._said_hello and not isinstance(frame, wire.HelloFrame):
+            raise Problem("bad_request", "the first frame of a stream is hello")
+        if isinstance(frame, wire.OpsFrame):
+            self._ops(frame.n, list(frame.ops))
+        elif isinstance(frame, _RawFrame):
+            self._ops(frame.n, ops.decode_each(frame.ops, wire.decode_msgpack if self.packed else wire.decode_json))
+        elif isinstance(frame, wire.CreditFrame):
+            self._credit(frame)
+        elif isinstance(frame, wire.VerdictsFrame):
+            self._verdicts(frame)
+        elif isinstance(frame, wire.HelloFrame):
+            await self._hello(frame)
+        elif isinstance(frame, wire.SubscribeFrame):
+            await self._subscribe(frame)
+        elif isinstance(frame, wire.UnsubscribeFrame):
+            await self._unsubscribe(frame)
+        elif isinstance(frame, wire.BeatFrame):
+            await self._beat(frame)
+
+    def _decode(self, data: bytes) -> Any:
+        decode = wire.decode_msgpack if self.packed else wire.decode_json
+        try:
+            return decode(data, wire.ClientFrame)
+        except Problem:
+            raw = self._raw(data)
+            if raw is None or raw.type != "ops" or not raw.ops:
+                raise
+            return raw
+
+    def _raw(self, data: bytes) -> _RawFrame | None:
+        """One wrong op must not take its neighbours with it."""
+        try:
+            return (msgspec.msgpack if self.packed else msgspec.json).decode(data, type=_RawFrame)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return None
+
+    def _ops(self, n: int, given: list[Any]) -> None:
+        plan = ops.Plan(self.engine, given, packed=self.packed)
+        if not plan.calls:
+            self._results(n, plan.results)
+            return
+        try:
+            future = self.engine.submit(plan.calls)
+        except Problem as problem:
+            self._results(n, plan.refuse(problem))
+            return
+        future.add_done_callback(lambda done: self._answered(n, plan, done))
+
+    def _answered(self, n: int, plan: ops.Plan, done: asyncio.Future[list[Any]]) -> None:
+        if not done.cancelled():
+            self._results(n, plan.fill(done.result()))
+
+    def _results(self, n: int, results: list[Any]) -> None:
+        self.send({"type": "results", "n": n, "time": self.engine.clock.now_ms(), "results": results})
+
+    async def _hello(self, frame: wire.HelloFrame) -> None:
+        refused = []
+        accepted: dict[str, str | None] = {}
+        for each in frame.producers:
+            command = producers.Hello(each.name, None if each.source is None else bytes.fromhex(each.source))
+            try:
+                await self.engine.call(producers.hello, command)
+            except Problem as problem:
+                refused.append({"name": each.name, "code": problem.code, "detail": problem.detail})
+            else:
+                accepted[each.name] = each.source
+        self.producers = accepted
+        self._said_hello = True
+        if accepted:
+            await self.engine.refresh_names()
+        for name in accepted:
+            self.streams.on_hello(name)
+        limits = {"frame_bytes": wire.MAX_FRAME_BYTES, "ops": wire.MAX_BATCH_OPS, "messages": wire.MAX_MESSAGES}
+        hello = {"type": "hello", "limits": limits, "server": f"halfmsg/{__version__}", "connection": str(self.number)}
+        self.send(hello | {"time": self.engine.clock.now_ms()} | ({"refused": refused} if refused else {}))
+
+    async def _beat(self, frame: wire.BeatFrame) -> None:
+        for each in frame.producers:
+            if each.name in self.producers and each.beats is not None:
+                source = None if each.source is None else bytes.fromhex(each.source)
+                with contextlib.suppress(Problem):
+                    await self.engine.call(producers.beat, producers.Beat(each.name, source, tuple(each.beats)))
+        self.send({"type": "beat", "time": self.engine.clock.now_ms(), "settled_before": {}})
+
+    # --- deliveries ---
+
+    async def _subscribe(self, frame: wire.SubscribeFrame) -> None:
+        before = self.subscriptions.pop(frame.group, None)
+        if before is not None:
+            before.stop()
+        topics = await self.engine.topics_of(frame.group)
+        self.subscriptions[frame.group] = Subscription(self, frame, topics)
+
+    async def _unsubscribe(self, frame: wire.UnsubscribeFrame) -> None:
+        subscription = self.subscriptions.pop(frame.group, None)
+        if subscription is not None:
+            subscription.stop()
+            await self.engine.call(groups.leave, groups.Leave(frame.group, subscription.member))
+
+    def _credit(self, frame: wire.CreditFrame) -> None:
+        subscription = self.subscriptions.get(frame.group)
+        if subscription is not None:
+            subscription.add(frame.add)
+
+    # --- check-back ---
+
+    async def ask(self, question: Mapping[str, Any], timeout_s: float) -> Any:
+        """Send a question, give the verdicts frame's content, or None when none came."""
+        n = next(self._check_numbers)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._checks[n] = future
+        try:
+            self.send({**question, "n": n})
+            async with asyncio.timeout(timeout_s):
+                return await future
+        except TimeoutError:
+            return None
+        finally:
+            self._checks.pop(n, None)
+
+    def _verdicts(self, frame: wire.VerdictsFrame) -> None:
+        future = self._checks.get(frame.n)
+        if future is not None and not future.done():
+            content = {"source": frame.source, "verdicts": frame.verdicts, "holders": frame.holders}
+            future.set_result({name: value for name, value in content.items() if value is not None})
+
+
+class Subscription:
+    """A group's deliveries over one connection, never more than the credit."""
+
+    def __init__(self, connection: Connection, frame: wire.SubscribeFrame, topics: tuple[int, ...]) -> None:
+        self.connection, self.group, self.member = connection, frame.group, frame.member
+        self.credits = frame.credits
+        self.lease_ms = None if frame.lease_s is None else int(frame.lease_s * 1000)
+        self.inbox = None if frame.inbox is None else bytes.fromhex(frame.inbox)
+        self._waiter: Waiter = connection.engine.hub.register(topics)
+        self._task = asyncio.create_task(self._pump())
+
+    def add(self, credits: int) -> None:
+        self.credits = min(self.credits + credits, 10_000)
+        self._waiter.event.set()
+
+    def stop(self) -> None:
+        self.connection.engine.hub.unregister(self._waiter)
+        self._task.cancel()
+
+    async def _pump(self) -> None:
+        engine = self.connection.engine
+        try:
+            while not engine.draining:
+                got = 0
+                if self.credits > 0 and not self.connection.crowded:
+                    got = await self._hand_out()
+                if not got:
+                    await self._waiter.wait(FALLBACK_S)
+        except Problem as problem:
+            self.connection.send({"type": "error", "group": self.group, "error": render.problem(problem)})
+            self.connection._start_close(4400, problem.code.encode())
+
+    async def _hand_out(self) -> int:
+        command = Fetch(self.group, min(self.credits, FETCH_MAX), self.lease_ms, self.member, self.inbox)
+        found = await self.connection.engine.call(fetching.fetch, command)
+        if found:
+            self.credits -= len(found)
+            deliveries = render.deliveries(found, packed=self.connection.packed)
+            self.connection.send({"type": "deliver", "group": self.group, "deliveries": deliveries})
+        return len(found)
+
+
+class StreamWay:
+    """A way to ask a producer: its own open connection, which stands for the signature."""
+
+    kind = "stream"
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def ask(self, question: dict[str, Any], timeout_s: float) -> Mapping[str, verdict.Ruling]:
+        asked = [each["id"] for each in question["transactions"]]
+        frame = await self._connection.ask(question, timeout_s)
+        if frame is None:
+            return verdict.no_answers(asked, "no answer on the stream")
+        return verdict.read_verdicts(asked, question.get("source"), frame)

@@ -1,0 +1,93 @@
+"""What a client holds for each event loop of this process: one HTTP session and one stream. Nothing is shared across loops or forks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from threading import Lock
+
+from . import _wire
+from ._http import Http
+from ._settings import Settings
+from ._stream import Stream
+
+
+class Link:
+    """The connections of one loop."""
+
+    def __init__(self, settings: Settings, seen: Seen, codec: _wire.Codec) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.http = Http(settings, seen.told_time)
+        self.stream = Stream(self.http, settings.url, codec, seen.told_time, seen.told_settled)
+
+    async def close(self) -> None:
+        await self.stream.close()
+        await self.http.close()
+
+
+class Seen:
+    """What the coordinator told this process: its newest time, and how far each producer's past is settled (R3). Only grows."""
+
+    def __init__(self) -> None:
+        self.time_ms: int | None = None
+        self.settled_before: Mapping[str, int] = {}
+
+    def told_time(self, ms: int | None) -> None:
+        if ms is not None and (self.time_ms is None or ms > self.time_ms):
+            self.time_ms = ms
+
+    def told_settled(self, before: Mapping[str, int]) -> None:
+        self.settled_before = {**self.settled_before, **before}
+
+
+class Links:
+    """Links by loop; made at first use. After a fork the child begins anew."""
+
+    def __init__(self, settings: Settings, codec: _wire.Codec) -> None:
+        self._settings = settings
+        self._codec = codec
+        self._links: dict[asyncio.AbstractEventLoop, Link] = {}
+        self._pid = os.getpid()
+        self._lock = Lock()
+        self._parents: list[object] = []
+        self.seen = Seen()
+
+    def here(self) -> Link:
+        """The running loop's link. Must be called inside a loop."""
+        loop = asyncio.get_running_loop()
+        link = self._links.get(loop) if self._pid == os.getpid() else None
+        return link if link is not None else self._new(loop)
+
+    @property
+    def connected(self) -> bool:
+        return self._pid == os.getpid() and any(link.stream.connected for link in list(self._links.values()))
+
+    async def close(self) -> None:
+        """Close this process's links, each in its own loop; a later use makes new ones."""
+        if self._pid != os.getpid():
+            return
+        with self._lock:
+            links, self._links = list(self._links.values()), {}
+        here = asyncio.get_running_loop()
+        for link in links:
+            if link.loop is here:
+                await link.close()
+            elif link.loop.is_running():
+                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(link.close(), link.loop))
+
+    async def close_here(self) -> None:
+        link = self._links.pop(asyncio.get_running_loop(), None)
+        if link is not None:
+            await link.close()
+
+    def _new(self, loop: asyncio.AbstractEventLoop) -> Link:
+        if self._pid != os.getpid():
+            # The parent's sockets and poll object are shared with us: closing them here, even in a destructor, would cut the parent's
+            # connection. So they are kept, never used, until this process ends. The lock may have been held at the fork.
+            self._parents.append(self._links)
+            self._links, self._lock, self.seen, self._pid = {}, Lock(), Seen(), os.getpid()
+        link = Link(self._settings, self.seen, self._codec)
+        with self._lock:
+            self._links = {one: kept for one, kept in self._links.items() if not one.is_closed()} | {loop: link}
+        return link

@@ -1,0 +1,185 @@
+"""One consumer's membership of its group on one loop: what comes from the stream goes into the hand, what the hand says is done."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+from . import _clock, _wire
+from ._client import Client
+from ._delivery import Delivery, Reject, Retry
+from ._hand import Action, End, Hand, Settle, Start
+from ._ids import Ids
+from ._internal import Claims
+from ._settling import MAX_REASON_CHARS, Settling
+from ._units import seconds
+from .errors import HalfmsgError
+
+CREDITS_PER_PLACE: Final = 4
+MIN_CREDITS: Final = 16
+MAX_CREDITS: Final = 10_000
+log = logging.getLogger("halfmsg.txclient")
+Handler = Callable[..., Any]
+
+
+class Member:
+    """Begins in `run`, ends in `run`: afterwards nothing of it is left in the loop. Implements _stream.Subscriber."""
+
+    def __init__(
+        self, client: Client, group: str, handlers: Mapping[str, Handler], *, inbox: Claims | None, identity: str | None, places: int, lease_s: float
+    ) -> None:
+        self.group = group
+        self.counts = {"acked": 0, "retried": 0, "rejected": 0}
+        self._client = client
+        self._stream = client._link().stream
+        self._handlers = handlers
+        self._inbox = inbox
+        self._identity = identity
+        self._places = places
+        self._lease_s = lease_s
+        self._credits = min(max(MIN_CREDITS, places * CREDITS_PER_PLACE), MAX_CREDITS)
+        self._name = Ids().member()
+        self._hand = Hand(places=places, lease_s=lease_s)
+        self._settling = Settling(client, group, lease_s, self._answered)
+        self._threads = ThreadPoolExecutor(places, thread_name_prefix=f"halfmsg-{group}")
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Serve until `stopping` is set or this is cancelled; then finish what runs, give back what waits, and leave."""
+        loop = asyncio.get_running_loop()
+        helpers = [loop.create_task(self._settling.run()), loop.create_task(self._renew())]
+        try:
+            await self._stream.subscribe(self)
+            await stopping.wait()
+        finally:
+            try:
+                await self._leave()
+            finally:
+                for task in [*helpers, *self._running]:
+                    task.cancel()
+                await asyncio.gather(*helpers, *self._running, return_exceptions=True)
+                self._threads.shutdown(wait=False)
+
+    async def _leave(self) -> None:
+        """Handlers that run are waited for; acks, and nacks of what was not begun, for one lease: longer they are worth nothing."""
+        await self._stream.unsubscribe(self.group)
+        self._hand.close()
+        self._do(self._hand.next(_clock.monotonic()))
+        while self._running:
+            await asyncio.wait(self._running)
+        try:
+            async with asyncio.timeout(self._lease_s):
+                await self._settling.idle()
+        except TimeoutError:
+            log.warning("group %s: %d deliveries were not told before leaving; they are delivered again", self.group, len(self._hand))
+
+    # --- what comes from the stream --------------------------------------------------------------------------------------
+
+    def subscribe(self) -> _wire.Subscribe:
+        self._hand.take_released()
+        remaining = max(0, self._credits - len(self._hand))
+        return _wire.Subscribe(group=self.group, credits=remaining, lease_s=self._lease_s, member=self._name, inbox=self._identity)
+
+    def delivered(self, deliveries: Sequence[Delivery]) -> None:
+        now = _clock.monotonic()
+        self._hand.receive(deliveries, now)
+        self._do(self._hand.next(now))
+
+    def revoked(self, tokens: Sequence[str]) -> None:
+        self._hand.revoked(tokens)
+        self._go_on()
+
+    def disconnected(self) -> None:
+        self._hand.disconnected()
+
+    # --- what the hand says ----------------------------------------------------------------------------------------------
+
+    def _go_on(self) -> None:
+        self._do(self._hand.next(_clock.monotonic()))
+        if self._hand.released * 2 >= self._credits:
+            self._spawn(self._stream.credit(self.group, self._hand.take_released()))
+
+    def _do(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Start):
+                self._spawn(self._work(action.delivery))
+            else:
+                self._settling.tell(action)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _work(self, delivery: Delivery) -> None:
+        try:
+            await self._handle(delivery)
+        except Retry as error:
+            delay_s = None if error.delay is None else seconds(error.delay)
+            self._finish(delivery, End.NACK, "retried", reason=error.reason, delay_s=delay_s, counts=error.counts)
+        except Reject as error:
+            self._finish(delivery, End.REJECT, "rejected", reason=error.reason)
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and (task := asyncio.current_task()) is not None and task.cancelling():
+                raise  # we are being torn down; the lease ends by itself
+            log.warning("the handler of %s failed on %s, attempt %d", delivery.topic, delivery.id, delivery.attempt, exc_info=error)
+            self._finish(delivery, End.NACK, "retried", reason=_told(error))
+        else:
+            self._finish(delivery, End.ACK, "acked")
+
+    async def _handle(self, delivery: Delivery) -> None:
+        handler = self._handlers.get(delivery.topic)
+        if handler is None:
+            raise Retry(f"no handler of topic {delivery.topic} here: was the group changed?", counts=False)
+        if self._inbox is not None:
+            await self._inbox.run(delivery, handler)
+        elif inspect.iscoroutinefunction(handler):
+            await handler(delivery)
+        else:  # threads of our own: the loop's default pool has only a few, and others use it
+            context = contextvars.copy_context()
+            await asyncio.get_running_loop().run_in_executor(self._threads, context.run, handler, delivery)
+
+    def _finish(self, delivery: Delivery, end: End, counted: str, *, reason: str = "", delay_s: float | None = None, counts: bool = True) -> None:
+        self.counts[counted] += 1
+        self._do(self._hand.finish(delivery.token, end, reason=reason, delay_s=delay_s, counts=counts))
+        self._go_on()
+
+    def _answered(self, told: Settle, ok: bool, given_back: Sequence[str]) -> None:
+        self._do(self._hand.answered(told.delivery.token, ok, given_back))
+        self._go_on()
+
+    # --- leases ----------------------------------------------------------------------------------------------------------
+
+    async def _renew(self) -> None:
+        """Extend all that is in hand, at each third of the lease (W11)."""
+        while True:
+            await _clock.pause(self._lease_s / 3)
+            tokens = self._hand.renewable()
+            for at in range(0, len(tokens), _wire.MAX_ITEMS):
+                await self._extend(tokens[at : at + _wire.MAX_ITEMS])
+            self._do(self._hand.next(_clock.monotonic()))
+
+    async def _extend(self, tokens: Sequence[str]) -> None:
+        began = _clock.monotonic()
+        op = _wire.Extend(group=self.group, deliveries=[_wire.Item(token=token) for token in tokens], by_s=self._lease_s)
+        try:
+            results = (await self._client.op(op, timeout=self._lease_s / 3))["results"]
+        except HalfmsgError as error:
+            log.warning("leases of group %s could not be extended: %s", self.group, error)
+            return
+        told = list(zip(tokens, results, strict=True))
+        self._hand.renewed([token for token, result in told if result.get("error") is None], began)
+        self._hand.revoked([token for token, result in told if result.get("error") is not None])
+
+
+def _told(error: BaseException) -> str:
+    """For the attempt's record: what it was, and the innermost frames of where."""
+    head = f"{type(error).__name__}: {error}"[: MAX_REASON_CHARS // 2]
+    where = "".join(traceback.format_tb(error.__traceback__)[-3:])
+    return f"{head}\n{where[-(MAX_REASON_CHARS - len(head) - 1) :]}"

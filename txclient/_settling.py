@@ -1,0 +1,100 @@
+"""The way back: acks, nacks and rejects, told in order and as many at once as wait.
+
+One round at a time, so that the ack of an earlier message never comes after that of a later one of its key, even when a call is
+repeated. Acks go first in a round: a lane whose head was nacked has nothing more to say until that is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from . import _wire
+from ._client import Client
+from ._hand import End, Settle
+from .errors import ApiError, Busy, HalfmsgError
+
+MAX_REASON_CHARS: Final = 1_000
+log = logging.getLogger("halfmsg.txclient")
+Answered = Callable[[Settle, bool, Sequence[str]], None]
+
+
+class Settling:
+    """Tells the coordinator what became of deliveries; `answered` hears of each: definitely accepted, or definitely refused.
+
+    An ack without an answer counts as refused (it is delivered again, and the inbox knows it); a nack or reject is repeated until it has
+    one, since its lane may not go on without proof.
+    """
+
+    def __init__(self, client: Client, group: str, lease_s: float, answered: Answered) -> None:
+        self._client = client
+        self._group = group
+        self._timeout_s = lease_s
+        self._answered = answered
+        self._waiting: list[Settle] = []
+        self._news = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def tell(self, settle: Settle) -> None:
+        self._waiting.append(settle)
+        self._idle.clear()
+        self._news.set()
+
+    async def idle(self) -> None:
+        """Wait until all that was told has its answer."""
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            while self._waiting:
+                told, self._waiting = self._waiting, []
+                await asyncio.gather(*(self._round(end, [one for one in told if one.end is end]) for end in End))
+            self._idle.set()
+
+    async def _round(self, end: End, told: Sequence[Settle]) -> None:
+        for at in range(0, len(told), _wire.MAX_ITEMS):
+            await self._tell(end, told[at : at + _wire.MAX_ITEMS])
+
+    async def _tell(self, end: End, told: Sequence[Settle]) -> None:
+        try:
+            answer = await self._client.op(_op(end, self._group, told), timeout=self._timeout_s)
+            results: Sequence[Mapping[str, Any]] = answer["results"]
+        except HalfmsgError as error:
+            self._unanswered(end, told, error)
+            return
+        for one, result in zip(told, results, strict=True):
+            problem = result.get("error")
+            if problem is not None:
+                _note(one, problem)
+            back = (result.get("ok") or {}).get("given_back") or ()
+            self._answered(one, problem is None, back)
+
+    def _unanswered(self, end: End, told: Sequence[Settle], error: HalfmsgError) -> None:
+        definite = isinstance(error, ApiError) and not isinstance(error, Busy)
+        log.warning("%d deliveries of group %s could not be told as %s: %s", len(told), self._group, end, error)
+        for one in told:
+            if definite or end is End.ACK:
+                self._answered(one, False, ())
+            else:
+                self._waiting.append(one)
+
+
+def _op(end: End, group: str, told: Sequence[Settle]) -> object:
+    if end is End.ACK:
+        return _wire.Ack(group=group, deliveries=[_wire.Item(token=one.delivery.token) for one in told])
+    if end is End.REJECT:
+        items = [_wire.Item(token=one.delivery.token, reason=one.reason[:MAX_REASON_CHARS]) for one in told]
+        return _wire.Reject(group=group, deliveries=items)
+    items = [_wire.Item(token=one.delivery.token, reason=one.reason[:MAX_REASON_CHARS], delay_s=one.delay_s, counts=one.counts) for one in told]
+    return _wire.Nack(group=group, deliveries=items)
+
+
+def _note(one: Settle, problem: Mapping[str, Any]) -> None:
+    code = problem.get("code")
+    level = logging.ERROR if code == "out_of_order" else logging.DEBUG if code == "lease_lost" else logging.WARNING
+    log.log(level, "%s of %s was refused: %s (%s)", one.end, one.delivery.id, code, problem.get("detail"))
