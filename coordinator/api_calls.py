@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import platform
 import sqlite3
@@ -116,7 +117,10 @@ class Calls:
     async def list_conflicts(self, req: Any) -> Answer:
         after, limit = _int(req.query, "cursor", 0), _limit(req.query)
         rows = await self.engine.read(lambda tx: tx.all(Q.conflict_page, after, limit))
-        items = [{"id": id, "transaction_id": format_id(tx), "stored": stored, "said": said, "said_by": by, "at": rfc3339(at)} for id, tx, stored, said, by, at in rows]
+        items = [
+            {"id": id, "transaction_id": format_id(tx), "stored": stored, "said": said, "said_by": by, "at": rfc3339(at)}
+            for id, tx, stored, said, by, at in rows
+        ]
         return _page(items, items[-1]["id"] if len(items) == limit else None)
 
     # --- topics and keys ---
@@ -166,7 +170,7 @@ class Calls:
         if wire.is_bare_json(out.get("content_type", wire.JSON_TYPE), body):
             out["data"] = msgspec.Raw(body)
         else:
-            out["data_base64"] = wire.base64.b64encode(body).decode()
+            out["data_base64"] = base64.b64encode(body).decode()
         return 200, out | {"deliveries": [{"group": group, "state": state} for group, state in standing]}
 
     async def topic_dead_letters(self, req: Any) -> Answer:
@@ -252,7 +256,10 @@ class Calls:
 
     def _producer(self, tx: Deliveries, name: str) -> dict[str, Any]:
         source = producers.get(tx, name)
-        extra = looking.producer_numbers(tx, source) | {"streams": len(self.streams.of_producer(name)), "circuit_open": self.checks.poller.breaker_open(name)}
+        extra = looking.producer_numbers(tx, source) | {
+            "streams": len(self.streams.of_producer(name)),
+            "circuit_open": self.checks.poller.breaker_open(name),
+        }
         return render.producer(source, extra)
 
     async def get_producer(self, req: Any) -> Answer:
@@ -288,7 +295,8 @@ class Calls:
             "server": f"halfmsg/{__version__}",
             "time": rfc3339(self.engine.clock.now_ms()),
             "limits": {
-                "key_bytes": wire.MAX_KEY_BYTES, "attributes": wire.MAX_ATTRIBUTES, "messages": wire.MAX_MESSAGES, "transaction_bytes": wire.MAX_TRANSACTION_BYTES,
+                "key_bytes": wire.MAX_KEY_BYTES, "attributes": wire.MAX_ATTRIBUTES,
+                "messages": wire.MAX_MESSAGES, "transaction_bytes": wire.MAX_TRANSACTION_BYTES,
                 "frame_bytes": wire.MAX_FRAME_BYTES, "ops": wire.MAX_BATCH_OPS, "message_bytes": self.engine.settings.message.max_bytes,
             },
             "features": ["half", "submit", "sequence", "arrival", "unordered", "stream", "batch", "check_back"],
@@ -304,7 +312,7 @@ class Calls:
 
 def _history(life: looking.Life) -> list[wire.HistoryEntry]:
     tx = life.view.tx
-    entries = [(tx.first_at, "prepared" if life.view.producer else "sent", None)]
+    entries: list[tuple[int, str, str | None]] = [(tx.first_at, "prepared" if life.view.producer else "sent", None)]
     entries += [(at, what, detail) for at, what, detail in life.notes]
     if tx.decided_at is not None:
         by = "" if tx.decided_by is None else f"by {tx.decided_by.word}"
@@ -317,5 +325,3 @@ def _history(life: looking.Life) -> list[wire.HistoryEntry]:
 def _dead(row: dict[str, Any]) -> dict[str, Any]:
     first = row["first_out"]
     return row | {"at": rfc3339(row["at"]), "first_out": None if first is None else rfc3339(first)}
-
-

@@ -57,7 +57,7 @@ class Coordinator:
 
     async def _open(self) -> None:
         await self.engine.open()
-        self.streams = Streams(self.engine, lambda producer: self.checks.hello(producer))
+        self.streams = Streams(self.engine, self._on_hello)
         self._session = await allowlist.open_session(self.settings.callback.allow)
         self.checks = Checks(self.engine, self.streams, self._session)
         ticks = loops.Ticks(self.engine, self.checks)
@@ -68,7 +68,9 @@ class Coordinator:
         await self._runner.setup()
         await self._listen()
         for name, (seconds, tick) in ticks.all().items():
-            self._tasks.append(asyncio.create_task(loops.every(seconds, name, tick, self.metrics.task_done), name=f"halfmsg-{name}"))
+            self._tasks.append(
+                asyncio.create_task(loops.every(seconds, name, tick, self.metrics.task_done, self.clock.now_ms), name=f"halfmsg-{name}")
+            )
 
     async def _listen(self) -> None:
         host, port = self.settings.host_port
@@ -80,10 +82,17 @@ class Coordinator:
             await site.start()
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
-                raise StartError(f"cannot listen on {self.settings.listen}: {error.strerror}", "Name another address with --listen HOST:PORT") from error
-            raise StartError(f"{self.settings.listen} is in use by another program", "Stop it, or name a free port: --listen 127.0.0.1:7620") from error
+                raise StartError(
+                    f"cannot listen on {self.settings.listen}: {error.strerror}", "Name another address with --listen HOST:PORT"
+                ) from error
+            raise StartError(
+                f"{self.settings.listen} is in use by another program", "Stop it, or name a free port: --listen 127.0.0.1:7620"
+            ) from error
         bound = runner.addresses[0]
         self.address = f"{bound[0]}:{bound[1]}"
+
+    def _on_hello(self, producer: str) -> None:
+        self.checks.hello(producer)
 
     def _on_broken(self, error: BaseException) -> None:
         """An I/O error of the store: stop, and recover by starting anew. What was being written has an unknown outcome."""
@@ -134,17 +143,17 @@ async def serve(settings: Settings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, coordinator.stopped.set)
     await coordinator.start()
-    print(f"\n  halfmsg {__version__} coordinator\n")  # noqa: T201
+    print(f"\n  halfmsg {__version__} coordinator\n")
     for label, text in banner(coordinator):
-        print(f"  {label:<12}{text}")  # noqa: T201
-    print(flush=True)  # noqa: T201
+        print(f"  {label:<12}{text}")
+    print(flush=True)
     log.info("started", extra={"pid": os.getpid(), "python": platform.python_version()})
     await coordinator.stopped.wait()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(settings.drain_s):
             await coordinator.stop()
     if coordinator.broken is not None:
-        print(f"halfmsg: the store failed: {coordinator.broken}. Start again; if it fails again, look at the disk", file=sys.stderr)  # noqa: T201
+        print(f"halfmsg: the store failed: {coordinator.broken}. Start again; if it fails again, look at the disk", file=sys.stderr)
         return 1
     return 0
 

@@ -137,11 +137,14 @@ class Checks:
         self.engine, self._session = engine, session
         self.store = CheckStore(engine, SystemRandom(), limits.lease_min_s + 5)
         self.ways = CheckWays(engine, streams, session)
-        self.poller = poller.Poller(self.store, self.ways, engine.clock, SystemRandom(), limits, engine.metrics.on_ruling)
+        self.poller = poller.Poller(self.store, self.ways, engine.clock, SystemRandom(), limits, self._on_result)
 
     async def tick(self) -> None:
         await self.store.refresh()
         await self.poller.tick()
+
+    def _on_result(self, producer: str, ruling: Ruling, took_s: float) -> None:
+        self.engine.metrics.on_check(producer, ruling.result.value, took_s)
 
     def check_url(self, url: str) -> None:
         """Refuse a URL outside the operator's allow-list when it is registered, not only when it is called."""

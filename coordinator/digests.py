@@ -13,9 +13,7 @@ def _field(value: bytes | None) -> bytes:
     return _ABSENT if value is None else len(value).to_bytes(4, "big") + value
 
 
-def message_digest(
-    *, topic: str, key: bytes | None, tag: str | None, content_type: str, body: bytes, attributes: Mapping[str, str] | None
-) -> bytes:
+def message_digest(*, topic: str, key: bytes | None, tag: str | None, content_type: str, body: bytes, attributes: Mapping[str, str] | None) -> bytes:
     """16 bytes over topic, key, tag, content type, the four times, body, then attributes sorted by name. Trace and numbers are outside."""
     hashed = blake2b(digest_size=16)
     head = _field(topic.encode()) + _field(key) + _field(None if tag is None else tag.encode()) + _field(content_type.encode())

@@ -19,12 +19,14 @@ CHECKPOINT_WAL_BYTES = 32 * 1024 * 1024
 BACKLOG_HYSTERESIS = 0.9
 
 
-async def every(seconds: float, name: str, tick: Callable[[], Awaitable[object]], done: Callable[[str], None]) -> None:
+async def every(
+    seconds: float, name: str, tick: Callable[[], Awaitable[object]], done: Callable[[str, int], None], now_ms: Callable[[], int]
+) -> None:
     """Run `tick` for ever; `done(name)` after each success."""
     while True:
         try:
             await tick()
-            done(name)
+            done(name, now_ms())
         except Problem as problem:
             if problem.code not in ("draining", "overloaded"):
                 log.warning("%s: %s", name, problem)

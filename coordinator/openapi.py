@@ -64,7 +64,10 @@ def _problems(route: Route) -> dict[str, Any]:
     for code in (*route.codes, "internal"):
         by_status.setdefault(CODES[code][0], []).append(code)
     schema = {"$ref": "#/components/schemas/Problem"}
-    return {str(status): {"description": ", ".join(codes), "content": {"application/problem+json": {"schema": schema}}} for status, codes in sorted(by_status.items())}
+    return {
+        str(status): {"description": ", ".join(codes), "content": {"application/problem+json": {"schema": schema}}}
+        for status, codes in sorted(by_status.items())
+    }
 
 
 def _problem() -> dict[str, Any]:

@@ -144,4 +144,6 @@ def group(name: str, given: wire.GroupIn, default_attempts: int) -> GroupWanted:
     topics = tuple(Wanted(each.topic, each.tag, tuple((each.attributes or {}).items())) for each in given.topics)
     attempts = default_attempts if given.max_attempts is UNSET else given.max_attempts
     back = given.backoff
-    return GroupWanted(name, topics, given.start, _ms(given.lease_s), attempts, _ms(back.first_s) if back else None, _ms(back.max_s) if back else None)
+    return GroupWanted(
+        name, topics, given.start, _ms(given.lease_s), attempts, _ms(back.first_s) if back else None, _ms(back.max_s) if back else None
+    )

@@ -41,7 +41,7 @@ class Dead:
 def backoff_ms(policy: RetryPolicy, *, attempts: int) -> int:
     """The wait after the `attempts`-th failure (from 1): doubling from backoff_first_s up to backoff_max_s."""
     doublings = min(max(attempts - 1, 0), 62)  # a float's exponent has an end; the longest back-off was reached long before
-    return round(min(policy.backoff_first_s * 2**doublings, policy.backoff_max_s) * 1000)
+    return round(min(policy.backoff_first_s * float(2**doublings), policy.backoff_max_s) * 1000)
 
 
 def after_nack(policy: RetryPolicy, *, attempts: int, counts: bool, delay_ms: int | None, now_ms: int) -> Again | Dead:

@@ -24,7 +24,7 @@ class _Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     pass
 
 
-class Storage(_Section):
+class Storage(_Section, frozen=True, kw_only=True):
     synchronous: Literal["FULL", "NORMAL", "EXTRA"] = "FULL"
     i_accept_loss: bool = False
     free_bytes_min: Annotated[int, Meta(ge=0)] = 64 * 1024 * 1024
@@ -32,7 +32,7 @@ class Storage(_Section):
     queue_bytes_max: Count = 256 * 1024 * 1024
 
 
-class Check(_Section):
+class Check(_Section, frozen=True, kw_only=True):
     first_delay_s: Positive = 5.0
     gap_delay_s: Positive = 0.05
     max_interval_s: Positive = 300.0
@@ -44,7 +44,7 @@ class Check(_Section):
     question_timeout_s: Positive = 10.0
 
 
-class Groups(_Section):
+class Groups(_Section, frozen=True, kw_only=True):
     lease_s: Annotated[float, Meta(ge=0.05, le=3_600)] = 30.0
     max_attempts: Count = 16
     backoff_first_s: Positive = 1.0
@@ -52,35 +52,35 @@ class Groups(_Section):
     max_dead_letters: Count = 1_000_000
 
 
-class Messages(_Section):
+class Messages(_Section, frozen=True, kw_only=True):
     max_bytes: Annotated[int, Meta(ge=1, le=16 * 1024 * 1024)] = 1024 * 1024
 
 
-class Topics(_Section):
+class Topics(_Section, frozen=True, kw_only=True):
     retention_s: Positive = 7 * 86_400.0
     max_backlog: Count = 10_000_000
     lanes_unordered: Annotated[int, Meta(ge=1, le=1_024)] = 1
     lanes_ordered: Annotated[int, Meta(ge=1, le=1_024)] = 64
 
 
-class Transactions(_Section):
+class Transactions(_Section, frozen=True, kw_only=True):
     dedupe_s: Positive = 7 * 86_400.0
 
 
-class Callback(_Section):
+class Callback(_Section, frozen=True, kw_only=True):
     allow: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
 
 
-class Producers(_Section):
+class Producers(_Section, frozen=True, kw_only=True):
     max_in_doubt: Count = 10_000
 
 
-class Streams(_Section):
+class Streams(_Section, frozen=True, kw_only=True):
     connections_max: Count = 1_000
     unsent_bytes_max: Count = 64 * 1024 * 1024
 
 
-class Settings(_Section):
+class Settings(_Section, frozen=True, kw_only=True):
     listen: str = "127.0.0.1:7610"
     store: str = "halfmsg.db"
     dev: bool = False
@@ -130,7 +130,15 @@ def check(settings: Settings) -> Settings:
 
 
 ALIASES = {"HALFMSG_LISTEN": "listen", "HALFMSG_STORE": "store"}
-_NOT_SETTINGS = ("HALFMSG_URL", "HALFMSG_TOKEN", "HALFMSG_NAMESPACE", "HALFMSG_CHECK_SECRET", "HALFMSG_FAILPOINTS", "HALFMSG_FAILPOINT_LOG", "HALFMSG_LOOP")
+_NOT_SETTINGS = (
+    "HALFMSG_URL",
+    "HALFMSG_TOKEN",
+    "HALFMSG_NAMESPACE",
+    "HALFMSG_CHECK_SECRET",
+    "HALFMSG_FAILPOINTS",
+    "HALFMSG_FAILPOINT_LOG",
+    "HALFMSG_LOOP",
+)
 
 
 def load(flags: Mapping[str, Any], environment: Mapping[str, str], config: Path | None) -> tuple[Settings, dict[str, str]]:

@@ -51,9 +51,7 @@ class Streams:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if len(self.connections) >= self.engine.settings.stream.connections_max:
             raise Problem("overloaded", "the coordinator has as many streams as stream.connections_max allows")
-        ws = web.WebSocketResponse(
-            protocols=(MSGPACK, JSON), heartbeat=HEARTBEAT_S, max_msg_size=wire.MAX_FRAME_BYTES, compress=False, autoping=True
-        )
+        ws = web.WebSocketResponse(protocols=(MSGPACK, JSON), heartbeat=HEARTBEAT_S, max_msg_size=wire.MAX_FRAME_BYTES, compress=False, autoping=True)
         await ws.prepare(request)
         connection = Connection(self, ws, next(self._numbers))
         self.connections.add(connection)
@@ -128,7 +126,7 @@ class Connection:
 
     def _start_close(self, code: int, message: bytes) -> None:
         self.closing = True
-        asyncio.ensure_future(self.close(code, message))
+        self._closer = asyncio.create_task(self.close(code, message))
 
     async def close(self, code: int, message: bytes) -> None:
         self.closing = True
@@ -192,7 +190,8 @@ class Connection:
     def _raw(self, data: bytes) -> _RawFrame | None:
         """One wrong op must not take its neighbours with it."""
         try:
-            return (msgspec.msgpack if self.packed else msgspec.json).decode(data, type=_RawFrame)
+            frame: _RawFrame = (msgspec.msgpack if self.packed else msgspec.json).decode(data, type=_RawFrame)
+            return frame
         except (msgspec.MsgspecError, ValueError, RecursionError):
             return None
 

@@ -50,7 +50,7 @@ class _Strict(Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=Tr
 # --- what is sent in -------------------------------------------------------------------------------------------------------
 
 
-class MessageIn(_Strict):
+class MessageIn(_Strict, kw_only=True):
     """M: one message as handed in. `data` (raw JSON, kept byte for byte) or `data_base64`; in msgpack always `data`, as bin."""
 
     topic: Name
@@ -69,7 +69,7 @@ class MessageIn(_Strict):
     priority: int | UnsetType = UNSET
 
 
-class _Content(_Strict):
+class _Content(_Strict, kw_only=True):
     id: TxId | None = None
     producer: Name | None = None
     source: Hex32 | None = None
@@ -79,21 +79,21 @@ class _Content(_Strict):
     first_check_s: Annotated[float, Meta(ge=0, le=86_400)] | None = None
 
 
-class TransactionIn(_Content):
+class TransactionIn(_Content, kw_only=True):
     """`POST /v1/transactions`. `state: committed` is a submit: prepare if absent, and commit."""
 
     state: Literal["prepared", "committed"] = "prepared"
 
 
-class Prepare(_Content, tag_field="op", tag="prepare"):
+class Prepare(_Content, tag_field="op", tag="prepare", kw_only=True):
     pass
 
 
-class Submit(_Content, tag_field="op", tag="submit"):
+class Submit(_Content, tag_field="op", tag="submit", kw_only=True):
     """Without `producer` it is a plain send: nobody is ever asked about it."""
 
 
-class CommitIn(_Strict):
+class CommitIn(_Strict, kw_only=True):
     digest: Hex32 | None = None
     numbers: Numbers | None = None
     source: Hex32 | None = None
@@ -103,11 +103,11 @@ class CommitIn(_Strict):
     if_state: str | None = None
 
 
-class Commit(CommitIn, tag_field="op", tag="commit"):
+class Commit(CommitIn, tag_field="op", tag="commit", kw_only=True):
     id: TxId
 
 
-class RollbackIn(_Strict):
+class RollbackIn(_Strict, kw_only=True):
     producer: Name | None = None
     source: Hex32 | None = None
     mark: Millis | None = None
@@ -116,70 +116,70 @@ class RollbackIn(_Strict):
     if_state: str | None = None
 
 
-class Rollback(RollbackIn, tag_field="op", tag="rollback"):
+class Rollback(RollbackIn, tag_field="op", tag="rollback", kw_only=True):
     id: TxId
 
 
-class ParkIn(_Strict):
+class ParkIn(_Strict, kw_only=True):
     reason: Reason
     if_state: str | None = None
 
 
-class Token(_Strict):
+class Token(_Strict, kw_only=True):
     token: Annotated[str, Meta(max_length=96)]
 
 
-class Nacked(Token):
+class Nacked(Token, kw_only=True):
     reason: Reason = ""
     delay_s: Annotated[float, Meta(ge=0, le=86_400)] | None = None
     counts: bool = True
 
 
-class Rejected(Token):
+class Rejected(Token, kw_only=True):
     reason: Reason
 
 
-class AckIn(_Strict):
+class AckIn(_Strict, kw_only=True):
     deliveries: Annotated[list[Token], Meta(min_length=1, max_length=MAX_DELIVERIES)]
 
 
-class NackIn(_Strict):
+class NackIn(_Strict, kw_only=True):
     deliveries: Annotated[list[Nacked], Meta(min_length=1, max_length=MAX_DELIVERIES)]
 
 
-class RejectIn(_Strict):
+class RejectIn(_Strict, kw_only=True):
     deliveries: Annotated[list[Rejected], Meta(min_length=1, max_length=MAX_DELIVERIES)]
 
 
-class ExtendIn(_Strict):
+class ExtendIn(_Strict, kw_only=True):
     deliveries: Annotated[list[Token], Meta(min_length=1, max_length=MAX_DELIVERIES)]
     by_s: Annotated[float, Meta(gt=0, le=3_600)]
 
 
-class Ack(AckIn, tag_field="op", tag="ack"):
+class Ack(AckIn, tag_field="op", tag="ack", kw_only=True):
     group: Name
 
 
-class Nack(NackIn, tag_field="op", tag="nack"):
+class Nack(NackIn, tag_field="op", tag="nack", kw_only=True):
     group: Name
 
 
-class Reject(RejectIn, tag_field="op", tag="reject"):
+class Reject(RejectIn, tag_field="op", tag="reject", kw_only=True):
     group: Name
 
 
-class Extend(ExtendIn, tag_field="op", tag="extend"):
+class Extend(ExtendIn, tag_field="op", tag="extend", kw_only=True):
     group: Name
 
 
 Op = Prepare | Submit | Commit | Rollback | Ack | Nack | Reject | Extend
 
 
-class BatchIn(_Strict):
+class BatchIn(_Strict, kw_only=True):
     ops: Annotated[list[Op], Meta(min_length=1, max_length=MAX_BATCH_OPS)]
 
 
-class FetchIn(_Strict):
+class FetchIn(_Strict, kw_only=True):
     max: Annotated[int, Meta(ge=1, le=MAX_DELIVERIES)] = 100
     wait_s: Annotated[float, Meta(ge=0, le=30)] = 0.0
     lease_s: Annotated[float, Meta(ge=0.05, le=3_600)] | None = None
@@ -187,14 +187,14 @@ class FetchIn(_Strict):
     inbox: Hex32 | None = None
 
 
-class PlainSend(MessageIn):
+class PlainSend(MessageIn, kw_only=True):
     """`POST /v1/topics/{topic}/messages`: M without its topic (the path has it) and with the transaction's id."""
 
     topic: Name = ""
     id: TxId | None = None
 
 
-class TopicIn(_Strict):
+class TopicIn(_Strict, kw_only=True):
     kind: Literal["unordered", "sequence", "arrival"]
     lanes: Annotated[int, Meta(ge=1, le=1_024)] | None = None
     retention_s: Seconds | None = None
@@ -203,41 +203,41 @@ class TopicIn(_Strict):
     allow_no_group: bool = False
 
 
-class Subscription(_Strict):
+class Subscription(_Strict, kw_only=True):
     topic: Name
     tag: Name | None = None
     attributes: dict[str, str] | None = None
 
 
-class Backoff(_Strict):
+class Backoff(_Strict, kw_only=True):
     first_s: Annotated[float, Meta(gt=0, le=86_400)] = 1.0
     max_s: Annotated[float, Meta(gt=0, le=86_400)] = 600.0
 
 
-class PushIn(_Strict):
+class PushIn(_Strict, kw_only=True):
     url: str
 
 
-class GroupIn(_Strict):
+class GroupIn(_Strict, kw_only=True):
     topics: Annotated[list[Subscription], Meta(min_length=1, max_length=64)]
     mode: Literal["shared", "broadcast"] = "shared"
     start: str = "earliest"
     lease_s: Annotated[float, Meta(ge=0.05, le=3_600)] | None = None
-    max_attempts: Annotated[int, Meta(ge=1, le=1_000_000)] | None | UnsetType = UNSET
+    max_attempts: Annotated[int, Meta(ge=1, le=1000000)] | UnsetType | None = UNSET
     backoff: Backoff | None = None
     push: PushIn | UnsetType = UNSET
 
 
-class ProducerIn(_Strict):
+class ProducerIn(_Strict, kw_only=True):
     check_url: Annotated[str, Meta(max_length=2_048)] | None = None
     dialect: Literal["halfmsg", "dtm"] = "halfmsg"
 
 
-class CheckIn(_Strict):
+class CheckIn(_Strict, kw_only=True):
     ids: Annotated[list[TxId], Meta(max_length=50)] | None = None
 
 
-class ReasonIn(_Strict):
+class ReasonIn(_Strict, kw_only=True):
     reason: Reason
 
 
@@ -315,23 +315,23 @@ class DeliveriesOut(Struct):
 # --- stream frames ---------------------------------------------------------------------------------------------------------
 
 
-class ProducerHello(_Strict):
+class ProducerHello(_Strict, kw_only=True):
     name: Name
     source: Hex32 | None = None
 
 
-class ProducerBeat(_Strict):
+class ProducerBeat(_Strict, kw_only=True):
     name: Name
     source: Hex32 | None = None
     beats: Annotated[list[str], Meta(max_length=16)] | None = None
     clean_before: Millis | None = None
 
 
-class _Frame(_Strict, tag_field="type"):
+class _Frame(_Strict, tag_field="type", kw_only=True):
     pass
 
 
-class HelloFrame(_Frame, tag="hello"):
+class HelloFrame(_Frame, tag="hello", kw_only=True):
     """First frame of a client, and again whenever its producers change; the last one stands."""
 
     client: Text
@@ -339,12 +339,12 @@ class HelloFrame(_Frame, tag="hello"):
     producers: Annotated[list[ProducerHello], Meta(max_length=64)] = []
 
 
-class OpsFrame(_Frame, tag="ops"):
+class OpsFrame(_Frame, tag="ops", kw_only=True):
     n: int
     ops: Annotated[list[Op], Meta(min_length=1, max_length=MAX_BATCH_OPS)]
 
 
-class SubscribeFrame(_Frame, tag="subscribe"):
+class SubscribeFrame(_Frame, tag="subscribe", kw_only=True):
     group: Name
     credits: Annotated[int, Meta(ge=0, le=10_000)]
     lease_s: Annotated[float, Meta(ge=0.05, le=3_600)] | None = None
@@ -352,16 +352,16 @@ class SubscribeFrame(_Frame, tag="subscribe"):
     inbox: Hex32 | None = None
 
 
-class UnsubscribeFrame(_Frame, tag="unsubscribe"):
+class UnsubscribeFrame(_Frame, tag="unsubscribe", kw_only=True):
     group: Name
 
 
-class CreditFrame(_Frame, tag="credit"):
+class CreditFrame(_Frame, tag="credit", kw_only=True):
     group: Name
     add: Annotated[int, Meta(ge=1, le=10_000)]
 
 
-class VerdictsFrame(_Frame, tag="verdicts"):
+class VerdictsFrame(_Frame, tag="verdicts", kw_only=True):
     """Read leniently: what an answer means is judged by halfmsg.checkback.verdict, where a bad one is `no_answer`."""
 
     n: int
@@ -370,7 +370,7 @@ class VerdictsFrame(_Frame, tag="verdicts"):
     holders: Any = None
 
 
-class BeatFrame(_Frame, tag="beat"):
+class BeatFrame(_Frame, tag="beat", kw_only=True):
     producers: Annotated[list[ProducerBeat], Meta(max_length=64)] = []
 
 
@@ -389,7 +389,7 @@ def problem_of(error: msgspec.MsgspecError | ValueError) -> Problem:
         return Problem("unknown_field", text)
     if _NAME_PATHS.search(text):
         return Problem("bad_name", f"{text}; a name is {NAME[1:-1]}, an id of a source or a digest 32 hex digits")
-    if "length <=" in text or "length >=" in text and "messages" in text:
+    if "length <=" in text or ("length >=" in text and "messages" in text):
         return Problem("too_large" if "<=" in text else "bad_request", text)
     return Problem("bad_request", text)
 

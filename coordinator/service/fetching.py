@@ -35,7 +35,11 @@ def fetch(tx: StoreTx, now: int, command: Fetch) -> list[Delivery]:
     hand: list[Delivery] = []
     room = Room(command.count)
     for group in groups[first:] + groups[:first]:
-        if not group.paused and room.left > 0 and tx.count_dead(group.id, tx.env.settings.group.max_dead_letters) < tx.env.settings.group.max_dead_letters:
+        if (
+            not group.paused
+            and room.left > 0
+            and tx.count_dead(group.id, tx.env.settings.group.max_dead_letters) < tx.env.settings.group.max_dead_letters
+        ):
             hand += _Handout(tx, now, group, command, room).take()
     return hand
 

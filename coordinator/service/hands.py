@@ -122,7 +122,9 @@ def put_behind(tx: StoreTx, group: Group, held: Held, lane: int) -> None:
     tx.put_retry(group.id, Retry(lane, held.off, None, held.okey, flight.attempts, flight.first_out, flight.error, flight.redriven))
 
 
-def bury(tx: StoreTx, now: int, group: Group, topic: Topic, lane: int, off: int, reason: Reason, attempts: int, first_out: int, why: str | None) -> None:
+def bury(
+    tx: StoreTx, now: int, group: Group, topic: Topic, lane: int, off: int, reason: Reason, attempts: int, first_out: int, why: str | None
+) -> None:
     """To the group's dead letters: settled for this group, listed, and passed over for its key (R6)."""
     row = tx.log_row(topic.id, lane, off)
     if row is None:

@@ -26,7 +26,9 @@ def put(tx: StoreTx, now: int, wanted: TopicWanted) -> tuple[Topic, bool]:
         raise Problem("bad_name", "topics halfmsg.* are the coordinator's own")
     settings = tx.env.settings
     known = tx.topic(wanted.name)
-    lanes = wanted.lanes or (known.lanes if known else settings.topic.lanes_unordered if wanted.kind is Kind.UNORDERED else settings.topic.lanes_ordered)
+    lanes = wanted.lanes or (
+        known.lanes if known else settings.topic.lanes_unordered if wanted.kind is Kind.UNORDERED else settings.topic.lanes_ordered
+    )
     topic = Topic(
         known.id if known else 0, wanted.name, wanted.kind, lanes, wanted.retention_s or settings.topic.retention_s,
         wanted.max_message_bytes or settings.message.max_bytes, wanted.max_backlog or settings.topic.max_backlog, wanted.allow_no_group,

@@ -81,7 +81,9 @@ def _check_door(tx: StoreTx, command: Content, source: Source | None) -> None:
         if not topic.allow_no_group and not tx.groups_of_topic(topic.id):
             raise Problem("no_group", f"topic {topic.name} has no consumer group yet; nothing was stored")
     if source is not None and not command.submit and tx.open_count(source.id) >= env.settings.producer.max_in_doubt:
-        raise Problem("too_many_in_doubt", f"{source.name} has {env.settings.producer.max_in_doubt} half messages in doubt; is its check-back broken?")
+        raise Problem(
+            "too_many_in_doubt", f"{source.name} has {env.settings.producer.max_in_doubt} half messages in doubt; is its check-back broken?"
+        )
 
 
 def _check_numbers(placed: list[tuple[NewMessage, Topic]]) -> None:
@@ -153,9 +155,7 @@ def _decide_unknown(tx: StoreTx, now: int, command: Decision) -> TransactionView
         raise Problem("bad_request", "a rollback names its producer")
     source = producers.of(tx, command.producer, command.source)
     mark = now if command.mark is None else command.mark
-    stored = tx.insert(
-        Tx(0, command.id, source.id, State.ROLLED_BACK, b"", 0, mark, now, now, By.PRODUCER, 0, None, command.reason)
-    )
+    stored = tx.insert(Tx(0, command.id, source.id, State.ROLLED_BACK, b"", 0, mark, now, now, By.PRODUCER, 0, None, command.reason))
     if stored is None:
         raise Problem("state_changed", "the transaction was stored meanwhile; repeat the call")
     return _view(tx, stored, ())
@@ -232,9 +232,7 @@ def rollback_now(tx: StoreTx, now: int, known: Tx, by: By, reason: str | None, *
 
 
 def _decided(known: Tx, state: State, now: int, by: By, reason: str | None) -> Tx:
-    return Tx(
-        known.n, known.id, known.source, state, known.digest, known.msgs, known.mark, known.first_at, now, by, known.attempts, None, reason
-    )
+    return Tx(known.n, known.id, known.source, state, known.digest, known.msgs, known.mark, known.first_at, now, by, known.attempts, None, reason)
 
 
 def _told(tx: StoreTx, known: Tx, by: By, state: State, now: int) -> None:

@@ -44,7 +44,7 @@ class Ruled(Struct, frozen=True):
 
 
 def claim_due(tx: StoreTx, now: int, command: ClaimDue) -> list[Due]:
-    found = []
+    found: list[Due] = []
     for source_id, limit in command.limits.items():
         source = tx.source_by_id(source_id)
         for row in tx.claim_due(source_id, now, now + command.lease_ms, limit):
@@ -54,7 +54,7 @@ def claim_due(tx: StoreTx, now: int, command: ClaimDue) -> list[Due]:
 
 def claim_parked(tx: StoreTx, now: int, command: ClaimDue) -> list[Due]:
     """Parked ones are still asked: once when the producer says hello, then daily (R4)."""
-    found = []
+    found: list[Due] = []
     for source_id, limit in command.limits.items():
         source = tx.source_by_id(source_id)
         for row in tx.parked(source_id, 0, 1_000):

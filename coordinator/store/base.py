@@ -155,7 +155,6 @@ class Order(Protocol):
         """(key id, sequence, m) at an offset."""
 
 
-
 class Deliveries(Protocol):
     """Places, runs in flight, exceptions, dead letters (PROTOCOL §5)."""
 

@@ -42,7 +42,7 @@ _act: Callable[[str], None] = kill_self
 
 def arm(spec: str, log_path: str | None = None, act: Callable[[str], None] = kill_self) -> None:
     """`spec`: `name@count[,name@count…]`; an unknown name is a ValueError, so that no harness waits for what cannot fire."""
-    global _log_path, _act  # noqa: PLW0603 - one process, one set of fail points
+    global _log_path, _act
     _armed.clear()
     for item in filter(None, spec.split(",")):
         name, _, count = item.partition("@")

@@ -101,7 +101,8 @@ class Writer:
 
     async def outside(self, action: Callable[[], Any]) -> Any:
         """Run an action of the backend on the writer thread, between two groups (checkpoint, backup)."""
-        result = (await asyncio.shield(self.submit(((OUTSIDE, action),))))[0]  # type: ignore[arg-type]
+        call: Any = (OUTSIDE, action)
+        result = (await asyncio.shield(self.submit((call,))))[0]
         if isinstance(result, Problem):
             raise result
         return result
@@ -168,7 +169,7 @@ class Writer:
                 committing = True
                 self._backend.commit()
                 tx = self._backend.tx
-                events, tx.events = tx.events, []  # type: ignore[attr-defined]
+                events, tx.events = tx.events, []
                 return events  # type: ignore[no-any-return]
             except _Redo as redo:
                 self._backend.rollback()

@@ -96,7 +96,7 @@ async def execute(conn: Connection, sql: LiteralString, args: Sequence[object] =
     """Run one statement; the rows that it returned."""
     if isinstance(conn, aiosqlite.Connection):
         return cast("list[tuple[Any, ...]]", list(await conn.execute_fetchall(sql, args)))
-    cursor = await conn.execute(sql.replace("?", "%s"), args)
+    cursor = await conn.execute(sql.replace("?", "%s"), args or None)  # None: `%` is no placeholder, and several statements may stand there
     return await cursor.fetchall() if cursor.description else []
 
 

@@ -34,11 +34,11 @@ class Inventory:
     tables: Final = TABLES
 
     def __init__(self, chosen: service.Options) -> None:
-        client = Client(chosen.coordinator)
+        self.client = Client(chosen.coordinator)
         self.hooks = Hooks()
         self.database = db.Database(chosen.db)
-        self.outbox = Outbox(client, NAME, chosen.db)
-        self.consumer = Consumer(client, NAME, inbox=Inbox(chosen.db), lease=2.0)
+        self.outbox = Outbox(self.client, NAME, chosen.db)
+        self.consumer = Consumer(self.client, NAME, inbox=Inbox(chosen.db), lease=2.0)
         self.consumer.on(MOVE)(self.move)
 
     def routes(self) -> list[web.RouteDef]:

@@ -51,7 +51,10 @@ class Order:
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> Order:
         """Raises KeyError, TypeError or ValueError where the body is no order."""
-        lines = [{"code": str(x["code"]), "description": str(x["description"]), "quantity": int(x["quantity"]), "price": str(x["price"])} for x in body["lines"]]
+        lines = [
+            {"code": str(x["code"]), "description": str(x["description"]), "quantity": int(x["quantity"]), "price": str(x["price"])}
+            for x in body["lines"]
+        ]
         if not lines:
             raise ValueError("an invoice has at least one line")
         return cls(str(body["invoice"]), str(body["at"]), str(body["customer"]), str(body["country"]), lines, bool(body.get("fail")))
@@ -68,11 +71,11 @@ class Orders:
     tables: Final = TABLES
 
     def __init__(self, chosen: service.Options) -> None:
-        client = Client(chosen.coordinator)
+        self.client = Client(chosen.coordinator)
         self.hooks = Hooks()
         self.database = db.Database(chosen.db)
-        self.outbox = Outbox(client, NAME, chosen.db)
-        self.consumer = Consumer(client, NAME, inbox=Inbox(chosen.db), lease=2.0)
+        self.outbox = Outbox(self.client, NAME, chosen.db)
+        self.consumer = Consumer(self.client, NAME, inbox=Inbox(chosen.db), lease=2.0)
         self.consumer.on(RESERVED)(self.reserved)
 
     def routes(self) -> list[web.RouteDef]:
@@ -132,7 +135,8 @@ class Orders:
 
     async def status(self) -> Mapping[str, Any]:
         rows = await self.database.rows(
-            "SELECT count(*), coalesce(sum(lines), 0), coalesce(sum(answered), 0), coalesce(sum(CASE WHEN lines = answered THEN 1 ELSE 0 END), 0) FROM invoice"
+            "SELECT count(*), coalesce(sum(lines), 0), coalesce(sum(answered), 0),"
+            " coalesce(sum(CASE WHEN lines = answered THEN 1 ELSE 0 END), 0) FROM invoice"
         )
         return dict(zip(("invoices", "lines", "answered", "complete"), map(int, rows[0]), strict=True))
 

@@ -1,6 +1,6 @@
 """What both services share: their arguments, a web server, a life that ends in good order, and the tables of halfmsg on PostgreSQL.
 
-    python -m halfmsg.samples.order_inventory.order --port 7611 --db sqlite:///orders.db --coordinator http://127.0.0.1:7610
+Run one:  python -m halfmsg.samples.order_inventory.order --port 7611 --db sqlite:///orders.db
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Final, LiteralString, Protocol, cast
 
 from aiohttp import web
 
-from halfmsg import Consumer, Outbox
+from halfmsg import Client, Consumer, Outbox
 
 from . import db
 from .hooks import Hooks
@@ -37,6 +37,7 @@ class Options:
 class Service(Protocol):
     """A service as `run` sees it."""
 
+    client: Client
     outbox: Outbox
     consumer: Consumer
     database: db.Database
@@ -79,6 +80,7 @@ async def _run(service: Service, chosen: Options) -> None:
             finally:
                 await runner.cleanup()
     finally:
+        await service.client.aclose()
         await service.database.close()
 
 

@@ -27,7 +27,7 @@ class Variant(NamedTuple):
     given_back: bool = True  # R13: a nack gives back the later ones of its key in the hand
     in_order: bool = True  # R13: the hand is worked off and acked in order
     client_stops: bool = True  # R13, the client's half: after a failure it drops the later ones of the key that it holds
-    named_twice: bool = False  # R6: a coordinator that restarted may name every dead letter again
+    named: Literal["since_ack", "twice", "never"] = "since_ack"  # R6; a coordinator that restarted may name every dead letter again
     filtered: frozenset[int] = frozenset()  # by tag, at the group
     replays: int = 0  # R18: seek to the start, generation + 1
     lease_ends: int = 3
@@ -135,7 +135,7 @@ class Run:
         first = s.items[waiting[0] - 1]
         run = tuple(waiting[: 1 if first.status == "retry" else self.v.run_max])
         dead = frozenset(number for number in NUMBERS if s.items[number - 1].status == "dead")
-        for named in {s.passed, s.passed | dead} if self.v.named_twice else {s.passed}:
+        for named in {"since_ack": {s.passed}, "twice": {s.passed, s.passed | dead}, "never": {frozenset[int]()}}[self.v.named]:
             copies = tuple(
                 Copy(number, True, s.items[number - 1].redriven, tuple(sorted(n for n in named if n < number)), len(s.inboxes) - 1) for number in run
             )

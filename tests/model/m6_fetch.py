@@ -211,9 +211,13 @@ class Run:
             who = f"{name(member)}{'' if copy.live else ' (lease over)'}"
             yield f"{who} handles {copy.off}", after
             if s.nacks < self.v.nacks:
-                kept = tuple(other for other in rest if self.key(other.off) != key or other.live != copy.live or self.v.given_back != "hand")
+                kept = tuple(other for other in rest if not self._dropped_with(copy, other))  # the client's half of R13
                 failed = s._replace(copies=swap(s.copies, member, kept), nacks=s.nacks + 1)
                 yield f"{who} fails on {copy.off}", self._nack(failed, copy.off) if copy.live else failed
+
+    def _dropped_with(self, failed: Copy, other: Copy) -> bool:
+        later = self.key(other.off) == self.key(failed.off) and other.off > failed.off
+        return later and other.live == failed.live and self.v.given_back == "hand"
 
     def _handled(self, s: Model, copy: Copy) -> Model:
         guard, off = s.guards[self._row(copy.off)], copy.off

@@ -47,9 +47,7 @@ class Deliveries(Order):
         f = flight
         bits = done_bits(f, f.done)
         redriven = int(f.redriven)
-        self.run(
-            Q.flight_insert, f.grp, f.lane, f.lo, f.hi, f.token, f.member, f.until, bits, f.attempts, f.first_out, f.lo_at, f.error, redriven
-        )
+        self.run(Q.flight_insert, f.grp, f.lane, f.lo, f.hi, f.token, f.member, f.until, bits, f.attempts, f.first_out, f.lo_at, f.error, redriven)
         failpoints.hit("handed_out")
 
     def flight(self, grp: int, lane: int, lo: int, token: int) -> Flight | None:

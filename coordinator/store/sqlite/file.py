@@ -31,7 +31,9 @@ def lock(path: Path) -> IO[str]:
     try:
         handle = lock_path.open("a+")
     except OSError as error:
-        raise StartError(f"cannot write {lock_path}: {error.strerror}", f"Make {path.parent or '.'} writable, or name another file with --store") from error
+        raise StartError(
+            f"cannot write {lock_path}: {error.strerror}", f"Make {path.parent or '.'} writable, or name another file with --store"
+        ) from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

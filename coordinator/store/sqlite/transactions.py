@@ -41,9 +41,7 @@ class Transactions(Names):
         if tx.state is State.PREPARED:
             self.count_open(tx.source, 1)
         failpoints.hit("half_stored")
-        return Tx(
-            n, tx.id, tx.source, tx.state, tx.digest, tx.msgs, tx.mark, tx.first_at, tx.decided_at, tx.decided_by, 0, tx.next_check, tx.reason
-        )
+        return Tx(n, tx.id, tx.source, tx.state, tx.digest, tx.msgs, tx.mark, tx.first_at, tx.decided_at, tx.decided_by, 0, tx.next_check, tx.reason)
 
     def insert_messages(self, n: int, rows: Iterable[tuple[NewMessage, int, int | None]]) -> None:
         base = n << 10
