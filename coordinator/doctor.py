@@ -194,7 +194,8 @@ _ORDER: Final = (
     ),
     Invariant(
         "released_number_is_below_next", "R5",
-        "SELECT g.okey, g.seq, k.next_seq FROM log g LEFT JOIN okey k ON k.id = g.okey WHERE g.okey IS NOT NULL AND (k.id IS NULL OR g.seq >= k.next_seq)",
+        """SELECT g.okey, g.seq, k.next_seq FROM log g LEFT JOIN okey k ON k.id = g.okey
+        WHERE g.okey IS NOT NULL AND (k.id IS NULL OR g.seq >= k.next_seq)""",
         "a released number is not below the next one of its key: it would be released again",
     ),
 )  # fmt: skip

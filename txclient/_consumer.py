@@ -72,7 +72,7 @@ class Consumer:
     async def serve(self) -> None:
         """Until stop() or cancelled; finishes what is in flight. At start it waits for the coordinator, and makes the group if need be.
 
-        Raises at start: UsageError(group_differs), ApiError (forbidden, topic_not_found). Afterwards nothing: it reconnects.
+        Raises at start: UsageError(group_differs), ApiError (forbidden and the like). Afterwards nothing: it reconnects.
         """
         if not self._handlers:
             raise UsageError("bad_request", f"consumer {self._group} has no handler; write @consumer.on(TOPIC) above one")
@@ -131,7 +131,9 @@ class Consumer:
         await member.run(stopping)
 
     async def _join(self) -> None:
-        """Make the group, or see that it stands with these topics. An absent coordinator is waited for."""
+        """Make the group, or see that it stands with these topics. An absent coordinator is waited for, and so is a topic that the
+        producer's first message makes (`serve --dev`): services may start in any order, and the log says what is missing.
+        """
         topics = [{"topic": topic} | ({} if tag is None else {"tag": tag}) for topic, tag in self._tags.items()]
 
         async def put() -> None:
@@ -139,7 +141,7 @@ class Consumer:
 
         def again(error: HalfmsgError) -> bool:
             log.warning("group %s cannot join yet: %s", self._group, error)
-            return isinstance(error, (TransportError, Busy))
+            return isinstance(error, (TransportError, Busy)) or error.code == "topic_not_found"
 
         try:
             await _retry.reconnect(put, again)

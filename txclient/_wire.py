@@ -206,6 +206,7 @@ class GoAway(_Read, tag="go_away"):
 
 class Problem(_Read, tag="error"):
     error: dict[str, Any] = {}
+    group: str | None = None
 
 
 Read = Welcome | Results | Deliver | Revoke | Check | ServerBeat | GoAway | Problem

@@ -179,17 +179,17 @@ def _answers(books: Books, expected: Mapping[Place, Goods], rows: Sequence[tuple
 
 
 def _coordinator(books: Books, url: str) -> None:
+    """Its lists of what is not done: each must be empty."""
     for state in ("prepared", "parked"):
-        books.wrong(f"coordinator: transactions that are {state}", (item["id"] for item in _items(f"{url}/v1/transactions?state={state}&limit=1000")))
-    for group in ("inventory", "orders"):
-        dead = _items(f"{url}/v1/groups/{group}/dead-letters?limit=1000")
-        books.wrong(f"coordinator: dead letters of {group}", (item.get("id") for item in dead))
+        books.wrong(f"coordinator: transactions that are {state}", _ids(f"{url}/v1/transactions?state={state}&limit=1000"))
+    for scope in ("groups/inventory", "groups/orders", "topics/stock.move", "topics/stock.reserved"):
+        books.wrong(f"coordinator: dead letters of {scope}", _ids(f"{url}/v1/{scope}/dead-letters?limit=1000"))
+    books.wrong("coordinator: stock codes that wait for a number", _ids(f"{url}/v1/keys?limit=1000"))
 
 
-def _items(url: str) -> Sequence[Mapping[str, Any]]:
+def _ids(url: str) -> list[str]:
     with urllib.request.urlopen(url, timeout=ANSWER_S) as answer:
-        items: Sequence[Mapping[str, Any]] = json.load(answer)["items"]
-        return items
+        return [" ".join(str(item[name]) for name in ("id", "key") if item.get(name)) for item in json.load(answer)["items"]]
 
 
 def _rows(url: str, sql: LiteralString) -> list[tuple[Any, ...]]:

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import signal
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import SystemRandom
@@ -39,7 +40,7 @@ class Chosen:
 
 
 def run(*, keep: bool, seed: int | None, kills: int | None, data: Path | None, databases: tuple[str, str] | None = None) -> int:
-    """Play it all; 0 where the books balance, 1 where not, 2 where `data` is no file of orders, 130 when interrupted."""
+    """Play it all; 0 where the books balance, 1 where not, 2 where `data` is no file of orders, 130 when interrupted before the books."""
     chosen = Chosen(keep, SystemRandom().randrange(10_000) if seed is None else seed, KILLS if kills is None else kills, data or DAY, databases)
     screen = Screen(console())
     try:
@@ -76,7 +77,8 @@ async def _play(chosen: Chosen, screen: Screen, invoices: list[csvbook.Invoice],
         screen.line(f"Books balance.   {asyncio.get_running_loop().time() - start:.1f} s")
         if chosen.keep:
             screen.line(f"All three go on running; databases and logs are in {folder}.  Ctrl-C to stop.")
-            await asyncio.Event().wait()
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
         return 0
     except (Failed, ProcessFailed) as error:
         screen.problems([str(error)], folder)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 from aiohttp import web
 
@@ -31,7 +31,7 @@ CREATE INDEX IF NOT EXISTS move_invoice ON move (invoice, line);
 
 
 class Inventory:
-    tables: Final = TABLES
+    tables: LiteralString = TABLES
 
     def __init__(self, chosen: service.Options) -> None:
         self.client = Client(chosen.coordinator)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 from aiohttp import web
 
@@ -68,7 +68,7 @@ class Order:
 
 
 class Orders:
-    tables: Final = TABLES
+    tables: LiteralString = TABLES
 
     def __init__(self, chosen: service.Options) -> None:
         self.client = Client(chosen.coordinator)

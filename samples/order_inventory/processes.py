@@ -6,6 +6,7 @@ Each writes to a log file of its own in the data directory, which outlives it. N
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -20,7 +21,9 @@ HOST: Final = "127.0.0.1"
 START_S: Final = 30.0  # a loaded machine may take seconds to import
 STOP_S: Final = 10.0
 POLL_S: Final = 0.02
+FIRST_PORT: Final = 7610
 ANSWER_S: Final = 2.0
+HALFMSG: Final = "from halfmsg.coordinator.cli import main; main()"  # the command of the same name, which may not be on the PATH
 
 
 class ProcessFailed(Exception):
@@ -47,8 +50,9 @@ class Program:
         """Start it and wait until it answers. Raises ProcessFailed."""
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                *self.command, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+                *self.command, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                cwd=self.log.parent, env=_environment(),  # neither a halfmsg.toml nor a HALFMSG_... of somebody else's
+            )  # fmt: skip
         await self._healthy(web)
 
     async def kill(self) -> None:
@@ -131,7 +135,7 @@ def trio(folder: Path, databases: tuple[str, str]) -> Trio:
     ports = _ports(moved)
     coordinator = f"http://{HOST}:{ports[0]}"
     serve = [
-        sys.executable, "-m", "halfmsg.coordinator.cli", "serve", "--listen", f"{HOST}:{ports[0]}", "--store", str(folder / "coordinator.db"),
+        sys.executable, "-c", HALFMSG, "serve", "--listen", f"{HOST}:{ports[0]}", "--store", str(folder / "coordinator.db"),
         "--set", "check.first_delay_s=1", "--set", "group.lease_s=2", "--set", "drain_s=3",
     ]  # fmt: skip
 
@@ -165,7 +169,8 @@ async def ask(web: aiohttp.ClientSession, url: str) -> Mapping[str, Any] | None:
         return None
 
 
-FIRST_PORT: Final = 7610
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("HALFMSG_")}
 
 
 def _ports(moved: list[str]) -> list[int]:

@@ -15,7 +15,7 @@ T = TypeVar("T")
 LIMIT_S: Final = 30.0
 POST_S: Final = 15.0
 POLL_S: Final = 0.02
-TOPICS: Final = {"stock.move": {"kind": "sequence", "lanes": 64}, "stock.reserved": {"kind": "unordered"}}
+TOPICS: Final[Mapping[str, Mapping[str, Any]]] = {"stock.move": {"kind": "sequence", "lanes": 64}, "stock.reserved": {"kind": "unordered"}}
 GROUPS: Final = {"inventory": "stock.move", "orders": "stock.reserved"}
 PRODUCERS: Final = ("orders", "inventory")
 

@@ -185,10 +185,15 @@ async def test_poisoned_frame_hurts_only_its_own_op(server: StubServer, client: 
 
 async def test_go_away_finishes_then_comes_back(server: StubServer, client: Client) -> None:
     """A draining coordinator answers what it has; new operations go to the next connection."""
-    await client.send("t", 1)
+    server.silent = True
+    open_work = asyncio.create_task(client.op({"op": "commit", "id": "open"}))
+    await server.ops.reach(1)
+    server.silent = False
     await server.connections[0].send({"type": "go_away", "reconnect_after_s": 0.01})
+    await server.connections[0].send({"type": "results", "n": 1, "results": [{"ok": "done"}]})
+    assert await open_work == "done"
     assert (await client.send("t", 2)).state == "committed"
-    await server.connections.reach(1)
+    assert len(server.connections) == 2 and len(server.ops) == 2
 
 
 async def test_unknown_frames_are_ignored(server: StubServer, client: Client) -> None:

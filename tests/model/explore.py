@@ -88,3 +88,18 @@ def _first_stuck(reaches: list[bool], sources: array[int], targets: array[int]) 
                 reaches[source] = True
                 walk.append(source)
     return next((number for number, good in enumerate(reaches) if not good), None)
+
+
+def assert_clean(name: str, report: Report, *, states_min: int) -> None:
+    """Every state within the bounds was seen, there were enough of them to mean something, and none breaks a promise."""
+    print(f"{name}: {report}")
+    assert report.violation is None, f"{name} should be clean\n{report}"
+    assert not report.truncated, f"{name} is not exhaustive: {report}"
+    assert report.states >= states_min, f"{name} has shrunk to {report.states} states (at least {states_min}): what is no longer modelled?"
+
+
+def assert_found(name: str, report: Report, promise: str) -> None:
+    """The planted fault is found, as a breach of the promise that it should break."""
+    print(f"{name}: {report}")
+    assert report.violation is not None, f"{name} should break {promise}, and the model no longer finds it: {report}"
+    assert report.violation.startswith(promise), f"{name} should break {promise}\n{report}"

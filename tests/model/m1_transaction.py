@@ -25,6 +25,7 @@ class Variant(NamedTuple):
 
     mode: Literal["half", "outbox", "auto"] = "auto"
     retries_same_id: bool = False  # after a local rollback the caller tries again with other content under this id (R9 forbids it)
+    reports_before_retry: bool = False  # and says rollback for the first attempt before it does so
     digest_checked: bool = True  # R9
     row_has_own_id: bool = False  # against R2
     rows_carry_fence: bool = True  # R2
@@ -134,7 +135,8 @@ class Run:
             yield "commit said", send(s._replace(phase="over"), "commit", s.content)
         elif phase == "rolled":
             if v.retries_same_id and s.content == "A":
-                yield "again, with other content", s._replace(phase="idle", content="B")
+                retry = s._replace(phase="idle", content="B")
+                yield "again, with other content", send(retry, "rollback") if self.v.reports_before_retry else retry
             else:
                 yield "rollback said", send(s._replace(phase="over"), "rollback")
 

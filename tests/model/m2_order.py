@@ -44,7 +44,7 @@ class Local(NamedTuple):
 
 
 class Model(NamedTuple):
-    counters: tuple[int, int] = (0, 0)
+    counters: tuple[int, ...] = (0, 0)  # one a database
     locals: tuple[Local, ...] = (Local(),) * 3
     order: tuple[int, ...] = ()  # of the local commits
     words: frozenset[tuple[int, int]] = frozenset()  # (transaction, number) that clients have said, on the way for ever
@@ -137,7 +137,7 @@ class Run:
 
     def _place(self, s: Model, i: int, number: int) -> Model:
         if self.v.ordered_by == "prepare":
-            return self._in_order_of_prepare(s._replace(held=s.held + ((i + 1, i),)))
+            return self._in_order_of_prepare(s._replace(held=(*s.held, (i + 1, i))))
         if number == NO_NUMBER:
             return s if self.v.without_number == "held" else s._replace(log=(*s.log, i))
         if number < s.next_number and self.v.below_next == "duplicate":

@@ -195,9 +195,7 @@ class Together:
         return s._replace(locks=one(s.locks, key, i)) if self.locked else s
 
     def _is_next(self, s: TwoKeys, i: int, key: int) -> bool:
-        turn = release_rules.turn(
-            number=s.numbers[i][key], next_number=s.next_numbers[key], stopped=False, held_by_other=False, skipped=False
-        )
+        turn = release_rules.turn(number=s.numbers[i][key], next_number=s.next_numbers[key], stopped=False, held_by_other=False, skipped=False)
         return turn is Turn.RELEASE
 
     def _release(self, s: TwoKeys, i: int, key: int) -> TwoKeys:

@@ -156,7 +156,7 @@ class Run:
         """Take `off` out of its run; the token dies with it."""
         run = next(run for run in s.runs if off in run.open)
         rest = run._replace(open=tuple(other for other in run.open if other != off))
-        runs = tuple(sorted((rest if other is run else other for other in s.runs if other is not run or rest.open)))
+        runs = tuple(sorted(rest if other is run else other for other in s.runs if other is not run or rest.open))
         copies = swap(s.copies, run.member, tuple(copy._replace(live=copy.live and copy.off != off) for copy in s.copies[run.member]))
         return s._replace(runs=runs, copies=copies, acks=s.acks - {off}), run
 
@@ -178,7 +178,7 @@ class Run:
     def _lease_end(self, s: Model, ended: Out) -> Model:
         s = s._replace(owner=-1, lease_ends=s.lease_ends + 1)
         hand = [run for run in s.runs if run.member == ended.member] if self.v.expiry_ends == "hand" else [ended]
-        for off, run in sorted((off, run) for run in hand for off in run.open):
+        for off, run in sorted((off, out) for out in hand for off in out.open):
             key = self.key(off)
             s, _ = self._close(s, off)
             head = not any(self.key(row.off) == key and row.off < off for row in s.retry)

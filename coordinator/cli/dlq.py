@@ -1,0 +1,60 @@
+"""`halfmsg dlq`: dead letters of a group, with their history."""
+
+from __future__ import annotations
+
+import click
+
+from . import http
+from .common import Column, age, connected, fields, json_option, page, paged
+from .lazy import Noun
+from .tail import text_of
+
+NOT_BUILT = {
+    "redrive": "Look at them: halfmsg dlq ls --group G",
+    "drop": "Dead letters stay until a group is removed",
+}
+COLUMNS: tuple[Column, ...] = (
+    ("id", lambda item: item["id"]),
+    ("topic", lambda item: item["topic"]),
+    ("message", lambda item: item.get("message_id")),
+    ("key", lambda item: item.get("key")),
+    ("reason", lambda item: item["reason"]),
+    ("attempts", lambda item: item.get("attempts")),
+    ("age", lambda item: age(item.get("at"))),
+    ("last", lambda item: (item.get("history") or "").rpartition("\n")[2]),
+)
+
+
+@click.group(cls=Noun, not_built=NOT_BUILT)
+def dlq() -> None:
+    """Dead letters: what a group gave up or rejected, and what a topic could not place."""
+
+
+@dlq.command()
+@click.option("--group", help="Dead letters of this group.")
+@click.option("--topic", help="Dead letters of the topic itself: number taken, late after a skip, damaged.")
+@paged
+@connected
+def ls(remote: http.Remote, group: str | None, topic: str | None, as_json: bool, limit: int, cursor: str | None) -> None:
+    """Oldest first."""
+    if (group is None) == (topic is None):
+        raise click.UsageError("name --group G or --topic T")
+    where = http.path("groups", group, "dead-letters") if group is not None else http.path("topics", topic or "", "dead-letters")
+    page(remote.get(where, limit=limit, cursor=cursor), COLUMNS, as_json=as_json, empty="no dead letters")
+
+
+@dlq.command()
+@click.argument("id_", metavar="ID")
+@click.option("--group", required=True)
+@json_option
+@connected
+def show(remote: http.Remote, id_: str, group: str, as_json: bool) -> None:
+    """One dead letter: its body, and what happened at each attempt."""
+    item = remote.get(http.path("groups", group, "dead-letters", id_))
+    fields(item, as_json=as_json, leave_out=("history", "data", "data_base64"))
+    if as_json:
+        return
+    for line in (item.get("history") or "").splitlines():
+        click.echo(f"  {line}")
+    if "data" in item or "data_base64" in item:
+        click.echo(text_of(item))

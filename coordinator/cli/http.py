@@ -1,0 +1,145 @@
+"""Calls to a coordinator, with the standard library alone: one request, one answer, errors as one line and an exit code."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .lazy import Failure
+
+DEFAULT_URL = "http://127.0.0.1:7610"
+TIMEOUT_S = 35.0
+"""Longer than the longest wait that the server offers (30 s)."""
+
+EXIT_BY_STATUS = {400: 2, 401: 4, 403: 4, 404: 1, 405: 2, 409: 5, 413: 2, 415: 2, 422: 2, 429: 75, 501: 2, 503: 75, 504: 3, 507: 75}
+NEXT = {
+    "transaction_not_found": "List them: halfmsg tx ls",
+    "topic_not_found": "List them: halfmsg topic ls",
+    "group_not_found": "List them: halfmsg group ls",
+    "producer_not_found": "List them: halfmsg producer ls",
+    "dead_letter_not_found": "List them: halfmsg dlq ls --group G",
+    "no_group": "Make one: halfmsg group create G --topic T",
+    "no_way_to_ask": "Give its URL: halfmsg producer set P --check-url URL",
+    "too_many_in_doubt": "Ask it now: halfmsg check P",
+    "unauthenticated": "Set HALFMSG_TOKEN",
+    "storage_full": "Make room on the coordinator's disk, then look: halfmsg doctor",
+    "overloaded": "Try again in a moment",
+    "draining": "Try again in a moment",
+}
+
+
+class Refused(Failure):
+    """The coordinator said no: its code, status and problem body."""
+
+    def __init__(self, status: int, body: Mapping[str, Any]) -> None:
+        self.status, self.body = status, body
+        self.code = str(body.get("code", status))
+        super().__init__(_words(status, self.code, body), EXIT_BY_STATUS.get(status, 1))
+
+
+def _words(status: int, code: str, body: Mapping[str, Any]) -> str:
+    decided = body.get("transaction")
+    if code == "decided_otherwise" and isinstance(decided, dict) and decided.get("decided_at"):
+        at = decided["decided_at"]
+        return f"refused: already {decided['state']} by {decided.get('decided_by', '?')} at {at}. See: halfmsg tx show {decided['id']}"
+    detail = body.get("detail") or body.get("title") or f"status {status}"
+    return f"{detail} ({code}). {NEXT.get(code, '')}".strip()
+
+
+class Remote:
+    """One coordinator. With `verbose` each call is printed to stderr as it could be typed elsewhere."""
+
+    def __init__(self, url: str, token: str | None = None, *, verbose: bool = False) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise Failure(f"{url!r} is no URL of a coordinator. Example: --url {DEFAULT_URL}", 2)
+        self.url = url.rstrip("/")
+        self.time_ms: int | None = None
+        """The coordinator's clock at its last answer."""
+        self._token, self._verbose = token, verbose
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def get(self, path: str, **query: object) -> Any:
+        return self.call("GET", path, query=query)
+
+    def call(self, method: str, path: str, body: Mapping[str, Any] | bytes | None = None, *, query: Mapping[str, object] | None = None) -> Any:
+        """The answer's JSON (None for an empty one). Query values that are None are left out. Raises Failure, Refused."""
+        asked = {name: value for name, value in (query or {}).items() if value is not None}
+        url = self.url + path + (f"?{urllib.parse.urlencode(asked)}" if asked else "")
+        data = None if body is None else body if isinstance(body, bytes) else json.dumps(body, ensure_ascii=False).encode()
+        if self._verbose:
+            click.echo(f"{method} {url}{' ' + data.decode(errors='replace') if data else ''}", err=True)
+        return self._send(urllib.request.Request(url, data, self._headers(data is not None), method=method))
+
+    def _headers(self, has_body: bool) -> dict[str, str]:
+        headers = {"Accept": "application/json", "User-Agent": "halfmsg-cli"}
+        if has_body:
+            headers["Content-Type"] = "application/json"
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        return headers
+
+    def _send(self, request: urllib.request.Request) -> Any:
+        try:
+            with self._opener.open(request, timeout=TIMEOUT_S) as answer:
+                self._note_time(answer.headers)
+                text = answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                self._note_time(error.headers)
+                raise Refused(error.code, _problem(error)) from None
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unreachable(error) from error
+        return _json(text, self.url)
+
+    def _note_time(self, headers: Any) -> None:
+        text = headers.get("Halfmsg-Time") or ""
+        self.time_ms = int(text) if text.isdigit() else self.time_ms
+
+    def _unreachable(self, error: Exception) -> Failure:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, TimeoutError):
+            return Failure(f"{self.url} did not answer within {TIMEOUT_S:.0f} s. It may have done the work: look before you repeat", 3)
+        what = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
+        return Failure(f"no coordinator answers at {self.url} ({what}). Start one: halfmsg serve --dev, or name another: --url or HALFMSG_URL", 3)
+
+
+def _problem(error: urllib.error.HTTPError) -> dict[str, Any]:
+    try:
+        found = json.loads(error.read())
+    except (ValueError, OSError, http.client.HTTPException):
+        found = None
+    return found if isinstance(found, dict) else {"detail": f"status {error.code} {error.reason}"}
+
+
+def _json(text: bytes, url: str) -> Any:
+    if not text.strip():
+        return None
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise Failure(f"{url} answers, but not as a coordinator does. Is another service there? Name the right one: --url", 3) from error
+
+
+def path(*parts: str) -> str:
+    """`/v1/a/b`, each part quoted."""
+    return "/v1/" + "/".join(urllib.parse.quote(part, safe="") for part in parts)
+
+
+def token() -> str | None:
+    """From HALFMSG_TOKEN, or the file that HALFMSG_TOKEN_FILE names; never from argv, which everybody can read."""
+    named = os.environ.get("HALFMSG_TOKEN_FILE")
+    if named:
+        try:
+            return Path(named).read_text().strip()
+        except OSError as error:
+            raise Failure(f"cannot read HALFMSG_TOKEN_FILE {named}: {error.strerror}", 2) from error
+    return os.environ.get("HALFMSG_TOKEN")

@@ -1,0 +1,97 @@
+"""`halfmsg outbox`: the tables in a service's own database, and the relay. The coordinator is not needed for most of it."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from .common import Column, page, paged
+from .lazy import Failure, Noun, later
+
+ADMIN = "halfmsg.outbox.admin"
+NOT_BUILT = {"retry": "The relay tries again by itself", "drop": "Refused rows stay listed: halfmsg outbox ls URL"}
+COLUMNS: tuple[Column, ...] = (
+    ("id", lambda item: item["id"]),
+    ("topic", lambda item: item.get("topic")),
+    ("key", lambda item: item.get("key")),
+    ("state", lambda item: item.get("state")),
+    ("refused", lambda item: item.get("refused")),
+)
+
+
+@click.group(cls=Noun, not_built=NOT_BUILT)
+def outbox() -> None:
+    """Tables in YOUR database, and the relay."""
+
+
+def _told(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Drivers have no common error: what one says is one line here, not a traceback."""
+
+    @functools.wraps(command)
+    def inner(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            wrong_usage = getattr(error, "code", None) is not None or isinstance(error, ValueError)
+            raise Failure(f"{type(error).__name__}: {str(error).strip() or 'no details'}", 2 if wrong_usage else 1) from error
+
+    return inner
+
+
+@outbox.command()
+@click.argument("url")
+@click.option("--print", "print_only", is_flag=True, help="Print the SQL and change nothing.")
+@_told
+def install(url: str, print_only: bool) -> None:
+    """Create the tables of outbox, fence and inbox in the database at URL; what is there already stays."""
+    for line in later(ADMIN, "install", "outbox install")(url, print_only):
+        click.echo(line)
+
+
+@outbox.command()
+@click.argument("dialect", type=click.Choice(("sqlite", "postgresql", "mysql", "mariadb")))
+@_told
+def sql(dialect: str) -> None:
+    """Print the tables' SQL for your own migrations."""
+    click.echo(later(ADMIN, "sql", "outbox sql")(dialect))
+
+
+@outbox.command()
+@click.argument("url")
+@_told
+def verify(url: str) -> None:
+    """Are the tables as this version needs them? Exit code 1 and what differs if not."""
+    problems = later(ADMIN, "verify", "outbox verify")(url)
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        raise click.exceptions.Exit(1)
+    click.echo("ok  the tables are as this version needs them")
+
+
+@outbox.command()
+@click.argument("target", metavar="MODULE:OUTBOX")
+@_told
+def relay(target: str) -> None:
+    """Hand over, answer check-backs, clean up, until Ctrl-C."""
+    if ":" not in target:
+        raise click.UsageError(f"{target!r} is not MODULE:OUTBOX, e.g. orders:outbox")
+    sys.path.insert(0, "")  # as `python -m` does: a service's modules stand where it is started
+    raise click.exceptions.Exit(later(ADMIN, "relay", "outbox relay")(target) or 0)
+
+
+@outbox.command()
+@click.argument("url")
+@paged
+@_told
+def ls(url: str, as_json: bool, limit: int, cursor: str | None) -> None:
+    """Rows not handed over, and refused ones."""
+    page(later(ADMIN, "rows", "outbox ls")(url, limit, cursor), COLUMNS, as_json=as_json, empty="nothing waits to be handed over")
+
+

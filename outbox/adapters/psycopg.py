@@ -1,0 +1,108 @@
+"""psycopg 3, sync and async. Always our own cursor class, so that a RawCursor or a row factory of the caller's does not matter."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
+
+from ..effects import Abort, Begin, Check, Commit, Effect, Sql
+from ..errors import NotInTransaction
+
+NOT_OPEN = "no transaction is open on this psycopg connection (it is in autocommit); use `with conn.transaction()`, or autocommit=False"
+ABORT = "DO $$ BEGIN RAISE EXCEPTION 'halfmsg ended this transaction' USING ERRCODE = 'HM001'; END $$"
+"""Makes the server abort the transaction: inside `conn.transaction()` psycopg forbids an explicit rollback, and a COMMIT cannot undo this."""
+
+
+def is_open(conn: Any) -> bool:
+    status = conn.info.transaction_status
+    if status == TransactionStatus.IDLE or status == TransactionStatus.ACTIVE:  # in pipeline mode ACTIVE until a sync
+        return not conn.autocommit
+    return True
+
+
+class PsycopgAdapter:
+    is_async: Literal[False] = False
+    dialect: Literal["postgresql"] = "postgresql"
+
+    def __init__(self, conn: psycopg.Connection[Any]) -> None:
+        self.conn = conn
+
+    def do(self, effect: Effect) -> Any:
+        if isinstance(effect, Sql):
+            return self._run(effect.text, effect.args)
+        if isinstance(effect, Check):
+            if not is_open(self.conn):
+                raise NotInTransaction(NOT_OPEN)
+        elif isinstance(effect, Begin):
+            if self.conn.autocommit:
+                self._run("BEGIN ISOLATION LEVEL READ COMMITTED", ())
+        elif isinstance(effect, Commit):
+            self.conn.commit()
+        elif isinstance(effect, Abort):
+            self._abort()
+        return None
+
+    def _run(self, text: str, args: Any) -> list[Any]:
+        with psycopg.Cursor(self.conn, row_factory=tuple_row) as cursor:
+            cursor.execute(_text(text), args or None, prepare=False)
+            return cursor.fetchall() if cursor.description else []
+
+    def _abort(self) -> None:
+        if self.conn.info.transaction_status == TransactionStatus.INTRANS:
+            try:
+                self._run(ABORT, ())
+            except psycopg.Error:
+                return
+
+    def close(self) -> None:
+        self.conn.close()
+
+
+class AsyncPsycopgAdapter:
+    is_async: Literal[True] = True
+    dialect: Literal["postgresql"] = "postgresql"
+
+    def __init__(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        self.conn = conn
+
+    async def do(self, effect: Effect) -> Any:
+        if isinstance(effect, Sql):
+            return await self._run(effect.text, effect.args)
+        if isinstance(effect, Check):
+            if not is_open(self.conn):
+                raise NotInTransaction(NOT_OPEN)
+        elif isinstance(effect, Begin):
+            if self.conn.autocommit:
+                await self._run("BEGIN ISOLATION LEVEL READ COMMITTED", ())
+        elif isinstance(effect, Commit):
+            await self.conn.commit()
+        elif isinstance(effect, Abort):
+            await self._abort()
+        return None
+
+    async def _run(self, text: str, args: Any) -> list[Any]:
+        async with psycopg.AsyncCursor(self.conn, row_factory=tuple_row) as cursor:
+            await cursor.execute(_text(text), args or None, prepare=False)
+            return await cursor.fetchall() if cursor.description else []
+
+    async def _abort(self) -> None:
+        if self.conn.info.transaction_status == TransactionStatus.INTRANS:
+            try:
+                await self._run(ABORT, ())
+            except psycopg.Error:
+                return
+
+    async def close(self) -> None:
+        await self.conn.close()
+
+
+def _text(text: str) -> Any:
+    return text.replace("?", "%s")
+
+
+def adapter(on: Any) -> PsycopgAdapter | AsyncPsycopgAdapter:
+    conn = on.connection if isinstance(on, (psycopg.Cursor, psycopg.AsyncCursor)) else on
+    return AsyncPsycopgAdapter(conn) if isinstance(conn, psycopg.AsyncConnection) else PsycopgAdapter(conn)

@@ -1,0 +1,57 @@
+"""The standard library's sqlite3."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any, Literal
+
+from ..effects import Abort, Begin, Check, Commit, Effect, Sql
+from ..errors import NotInTransaction
+
+NOT_OPEN = (
+    "no transaction is open on this sqlite3 connection; `with conn:` opens none until the first write. "
+    "Say BEGIN IMMEDIATE first, or use `with outbox.transaction() as tx`"
+)
+
+
+def is_open(conn: Any) -> bool:
+    """3.12 has `autocommit`: True refuses, False is always inside, -1 means the old rules."""
+    mode = getattr(conn, "autocommit", -1)
+    return bool(conn.in_transaction) if mode in (-1, True) else True
+
+
+class SqliteAdapter:
+    is_async: Literal[False] = False
+    dialect: Literal["sqlite"] = "sqlite"
+
+    def __init__(self, conn: sqlite3.Connection) -> None:
+        self.conn = conn
+
+    def do(self, effect: Effect) -> Any:
+        if isinstance(effect, Sql):
+            return self._run(effect.text, effect.args)
+        if isinstance(effect, Check):
+            if not is_open(self.conn):
+                raise NotInTransaction(NOT_OPEN)
+        elif isinstance(effect, Begin):
+            self._run("BEGIN IMMEDIATE", ())
+        elif isinstance(effect, Commit):
+            self.conn.commit()
+        elif isinstance(effect, Abort) and self.conn.in_transaction:
+            self.conn.rollback()
+        return None
+
+    def _run(self, text: str, args: Any) -> list[Any]:
+        cursor = self.conn.cursor()
+        cursor.row_factory = None  # the caller's must not shape our rows
+        try:
+            return cursor.execute(text, args).fetchall()  # to the end: an open RETURNING makes the caller's COMMIT fail
+        finally:
+            cursor.close()
+
+    def close(self) -> None:
+        self.conn.close()
+
+
+def adapter(on: Any) -> SqliteAdapter:
+    return SqliteAdapter(on.connection if isinstance(on, sqlite3.Cursor) else on)

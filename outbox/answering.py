@@ -1,0 +1,73 @@
+"""What a check-back is told (R1, R3, R15, R28): final rows first, then the absent ones one by one, each ruled before it is answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+from uuid import UUID
+
+from halfmsg.checkback import Answer, Question, Verdict
+
+from . import fence
+from .effects import Rows, Sql, Steps
+from .fence import COMMITTED, Fate
+from .tables import Tables
+
+BUDGET_S: Final = 4.0
+_LOCKED_SQLSTATES: Final = {"55P03", "40P01", "40001"}
+
+
+def as_answer(fate: Fate) -> Answer | None:
+    if fate.verdict is None:
+        return None
+    if fate.verdict == COMMITTED:
+        return Answer(Verdict.COMMITTED, fate.digest.hex(), list(fate.numbers))
+    return Answer(Verdict.ROLLED_BACK)
+
+
+def read_positive(tables: Tables, questions: Sequence[Question], source: bytes) -> Steps[dict[str, Answer]]:
+    """The rows that are there. A question for another database decides nothing: it is left out (R7)."""
+    found: dict[str, Answer] = {}
+    for question in questions:
+        raw = raw_id(question.id)
+        if raw is None or (question.source is not None and question.source != source.hex()):
+            continue
+        fate = yield from fence.read_fate(tables, raw)
+        answer = as_answer(fate)
+        if answer is not None:
+            found[question.id] = answer
+    return found
+
+
+def rule(tables: Tables, question: Question) -> Steps[Answer | None]:
+    """Lay the tombstone of an absent one; in a transaction of its own with a lock wait of 50 ms. None: nothing may be said (R3)."""
+    raw = raw_id(question.id)
+    if raw is None:
+        return None
+    if tables.dialect == "postgresql":
+        yield tables.sql("lock_wait")
+    fate = yield from fence.lay_tombstone(tables, raw, question.mark)
+    return as_answer(fate)
+
+
+def is_locked(error: BaseException) -> bool:
+    """The local transaction with this fence row is still open: `running`, which costs no attempt."""
+    text = str(error)
+    return getattr(error, "sqlstate", None) in _LOCKED_SQLSTATES or "database is locked" in text or "database table is locked" in text
+
+
+def raw_id(text: str) -> bytes | None:
+    try:
+        return UUID(text).bytes
+    except ValueError:
+        return None
+
+
+def who_holds(tables: Tables, topic: str, key: str, sequence: int) -> Steps[str | None]:
+    """The transaction that holds a number that has not arrived (R5)."""
+    rows: Rows = yield tables.sql("who", topic, key.encode(), sequence)
+    return fence.id_text(rows[0][0]) if rows else None
+
+
+def set_wait(milliseconds: int) -> Steps[Any]:
+    yield Sql(f"PRAGMA busy_timeout = {milliseconds}")

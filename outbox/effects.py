@@ -1,0 +1,99 @@
+"""Decisions and SQL are generators without a colour: they yield effects and are sent results. Two trampolines run them.
+
+No await, no driver, no clock in a generator, so it is tested by feeding it lists, and a driver is one small adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any, Literal, Protocol, TypeVar
+
+from msgspec import Struct
+
+T = TypeVar("T")
+Rows = list[tuple[Any, ...]]
+Dialect = Literal["sqlite", "postgresql"]
+
+
+class Sql(Struct, frozen=True):
+    """One statement with `?` for each argument; the result is its rows, read to the end."""
+
+    text: str
+    args: Sequence[Any] = ()
+
+
+class Check(Struct, frozen=True):
+    """Is a transaction open here? Asked after a first harmless statement, since several layers begin late. Raises NotInTransaction."""
+
+
+class Begin(Struct, frozen=True):
+    """Open a transaction: on SQLite IMMEDIATE, since a deferred one that read first fails at its first write."""
+
+
+class Commit(Struct, frozen=True):
+    pass
+
+
+class Abort(Struct, frozen=True):
+    """End the transaction so that nothing of it can be committed any more (R8), through the highest layer there is."""
+
+
+Effect = Sql | Check | Begin | Commit | Abort
+Steps = Generator[Effect, Any, T]
+
+
+class SyncAdapter(Protocol):
+    is_async: Literal[False]
+    dialect: Dialect
+
+    def do(self, effect: Effect) -> Any: ...
+    def close(self) -> None: ...
+
+
+class AsyncAdapter(Protocol):
+    is_async: Literal[True]
+    dialect: Dialect
+
+    async def do(self, effect: Effect) -> Any: ...
+    async def close(self) -> None: ...
+
+
+Adapter = SyncAdapter | AsyncAdapter
+
+
+def run_sync(steps: Steps[T], adapter: SyncAdapter) -> T:
+    """Run to the end; an error of the driver is thrown into the generator, which may end the transaction and raise it again."""
+    try:
+        effect = next(steps)
+        while True:
+            try:
+                result = adapter.do(effect)
+            except BaseException as error:
+                effect = steps.throw(error)
+            else:
+                effect = steps.send(result)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+
+
+async def run_async(steps: Steps[T], adapter: AsyncAdapter) -> T:
+    try:
+        effect = next(steps)
+        while True:
+            try:
+                result = await adapter.do(effect)
+            except BaseException as error:
+                effect = steps.throw(error)
+            else:
+                effect = steps.send(result)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+
+
+def ending(steps: Steps[T]) -> Steps[T]:
+    """Any error inside the caller's transaction ends it (R8): a swallowed one must not leave business rows without their fence."""
+    try:
+        return (yield from steps)
+    except BaseException:
+        yield Abort()
+        raise

@@ -1,0 +1,216 @@
+"""Where the library gets its own connections: a URL of the service's database.
+
+Two words for two things (API §3): `db` is this, `on` is the connection on which the user's transaction is open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections import deque
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from halfmsg.txclient import UsageError
+
+from .effects import Abort, AsyncAdapter, Begin, Commit, Dialect, Rows, Sql, Steps, SyncAdapter, ending, run_async, run_sync
+from .tables import Tables
+
+T = TypeVar("T")
+BUSY_TIMEOUT_S = 15.0
+IDLE_MAX = 16
+EXTRA = "pip install 'halfmsg[postgres]'"
+
+
+class Home:
+    """Opens connections to one database, keeps idle ones for their loop (or thread), makes missing tables on SQLite alone."""
+
+    def __init__(self, db: object, prefix: str) -> None:
+        if not isinstance(db, str):
+            raise UsageError("unknown_database", f"a {type(db).__name__} is not known here yet; give a URL: sqlite:///FILE or postgresql://…")
+        self.url = db
+        self.dialect: Dialect = _dialect(db)
+        self.tables = Tables(self.dialect, prefix)
+        self._path = db.removeprefix("sqlite:///") if self.dialect == "sqlite" else ""
+        self._idle: dict[asyncio.AbstractEventLoop, deque[AsyncAdapter]] = {}
+        self._idle_sync: deque[SyncAdapter] = deque()
+        self._installed = False
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        if self.dialect == "postgresql":
+            _import_psycopg()
+
+    # --- async ---
+
+    async def take(self) -> AsyncAdapter:
+        """A connection with no transaction open. Give it back with `give`."""
+        self._after_fork()
+        idle = self._idle.get(asyncio.get_running_loop())
+        if idle:
+            return idle.pop()
+        adapter = await self._connect()
+        if not self._installed and self.dialect == "sqlite":
+            await self._install(adapter)
+        return adapter
+
+    async def give(self, adapter: AsyncAdapter, *, broken: bool = False) -> None:
+        """Back to the idle ones. One on which something was cut off is closed: its state is not known (R1)."""
+        if not broken:
+            broken = await self._is_dirty(adapter)
+        loop = asyncio.get_running_loop()
+        idle = self._idle.setdefault(loop, deque())
+        if broken or len(idle) >= IDLE_MAX:
+            await adapter.close()
+        else:
+            idle.append(adapter)
+
+    async def run(self, steps: Steps[T], *, transaction: bool = False) -> T:
+        """Steps on a connection of our own; with `transaction` in one of their own, else each statement by itself."""
+        adapter = await self.take()
+        whole = False
+        try:
+            result = await run_async(own_transaction(steps) if transaction else steps, adapter)
+            whole = True
+            return result
+        finally:
+            await self.give(adapter, broken=not whole)
+
+    async def _is_dirty(self, adapter: AsyncAdapter) -> bool:
+        if adapter.dialect == "sqlite":
+            return bool(adapter.conn.in_transaction)  # type: ignore[attr-defined]
+        conn = adapter.conn  # type: ignore[attr-defined]
+        if not conn.closed and conn.info.transaction_status.name != "IDLE":
+            await conn.rollback()
+        return bool(conn.closed)
+
+    async def _connect(self) -> AsyncAdapter:
+        if self.dialect == "sqlite":
+            import aiosqlite
+
+            from .adapters.aiosqlite import AiosqliteAdapter
+
+            conn = await aiosqlite.connect(self._path, isolation_level=None, timeout=BUSY_TIMEOUT_S)
+            await conn.execute("PRAGMA synchronous = FULL")
+            return AiosqliteAdapter(conn)
+        psycopg = _import_psycopg()
+        from .adapters.psycopg import AsyncPsycopgAdapter
+
+        return AsyncPsycopgAdapter(await psycopg.AsyncConnection.connect(self.url, autocommit=True, prepare_threshold=None))
+
+    async def _install(self, adapter: AsyncAdapter) -> None:
+        await run_async(_prepare_file(self.tables), adapter)
+        self._installed = True
+
+    async def aclose(self) -> None:
+        """Close the idle connections of this loop."""
+        idle = self._idle.pop(asyncio.get_running_loop(), deque())
+        while idle:
+            await idle.pop().close()
+
+    # --- sync ---
+
+    def take_sync(self) -> SyncAdapter:
+        self._after_fork()
+        with self._lock:
+            if self._idle_sync:
+                return self._idle_sync.pop()
+        adapter = self._connect_sync()
+        if not self._installed and self.dialect == "sqlite":
+            run_sync(_prepare_file(self.tables), adapter)
+            self._installed = True
+        return adapter
+
+    def give_sync(self, adapter: SyncAdapter, *, broken: bool = False) -> None:
+        conn: Any = adapter.conn  # type: ignore[attr-defined]
+        if adapter.dialect == "sqlite":
+            broken = broken or conn.in_transaction
+        elif not conn.closed and conn.info.transaction_status.name != "IDLE":
+            conn.rollback()
+        with self._lock:
+            if not broken and len(self._idle_sync) < IDLE_MAX:
+                self._idle_sync.append(adapter)
+                return
+        adapter.close()
+
+    def run_sync(self, steps: Steps[T], *, transaction: bool = False) -> T:
+        adapter = self.take_sync()
+        whole = False
+        try:
+            result = run_sync(own_transaction(steps) if transaction else steps, adapter)
+            whole = True
+            return result
+        finally:
+            self.give_sync(adapter, broken=not whole)
+
+    def _connect_sync(self) -> SyncAdapter:
+        if self.dialect == "sqlite":
+            import sqlite3
+
+            from .adapters.sqlite import SqliteAdapter
+
+            conn = sqlite3.connect(self._path, isolation_level=None, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
+            conn.execute("PRAGMA synchronous = FULL")
+            return SqliteAdapter(conn)
+        psycopg = _import_psycopg()
+        from .adapters.psycopg import PsycopgAdapter
+
+        return PsycopgAdapter(psycopg.Connection.connect(self.url, autocommit=True, prepare_threshold=None))
+
+    def close_sync(self) -> None:
+        with self._lock:
+            while self._idle_sync:
+                self._idle_sync.pop().close()
+
+    def _after_fork(self) -> None:
+        """A connection must not cross a fork: the child forgets its parent's and opens its own."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._idle, self._idle_sync, self._lock = {}, deque(), threading.Lock()
+
+
+def own_transaction(steps: Steps[T]) -> Steps[T]:
+    yield Begin()
+    result = yield from ending(steps)
+    yield Commit()
+    return result
+
+
+def _prepare_file(tables: Tables) -> Steps[None]:
+    """Our tables in a SQLite file. A file that is new gets WAL, so that relay and service do not wait for each other's reads."""
+    missing: list[str] = yield from tables.missing()
+    if not missing:
+        return
+    found: Rows = yield Sql("SELECT count(*) FROM sqlite_master")
+    if found[0][0] == 0:
+        yield Sql("PRAGMA journal_mode = WAL")
+    yield Begin()
+    try:
+        yield from tables.install(os.urandom(16))
+    except BaseException:
+        yield Abort()
+        raise
+    yield Commit()
+
+
+def _dialect(url: str) -> Dialect:
+    if url.startswith("sqlite:///"):
+        path = url.removeprefix("sqlite:///")
+        if not path or path == ":memory:":
+            raise UsageError("bad_url", f"{url!r} names no file; relay and service must see the same database: sqlite:///orders.db")
+        if not (Path(path).parent or Path()).is_dir():
+            raise UsageError("bad_url", f"{url!r}: there is no folder {Path(path).parent}")
+        return "sqlite"
+    if url.startswith(("postgresql://", "postgres://")):
+        return "postgresql"
+    scheme = urlsplit(url).scheme or url[:20]
+    raise UsageError("unknown_database", f"{scheme!r} is not known here; there are sqlite:///FILE and postgresql://…")
+
+
+def _import_psycopg() -> Any:
+    try:
+        import psycopg
+    except ImportError as error:
+        raise UsageError("driver_missing", f"psycopg is not installed; run: {EXTRA}") from error
+    return psycopg

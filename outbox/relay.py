@@ -1,0 +1,243 @@
+"""After the local commit: tell the coordinator (R2). It commits what was prepared and submits what was written as rows.
+
+Nothing here is needed for safety: whatever it does not say, the check-back asks. Two relays on one database only repeat each other
+(submit is idempotent, order comes from numbers); the lanes split the work between them and keep no promise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any, Final
+
+from msgspec import Struct
+
+from halfmsg.txclient import ApiError, Busy, Client, HalfmsgError, TransportError
+
+from . import _clock, fence
+from .effects import Steps
+from .fence import Fate, Unsent
+from .home import Home
+from .tables import LANES, Tables
+
+log = logging.getLogger("halfmsg.outbox")
+
+SUBMITS_MAX: Final = 200
+COMMITS_MAX: Final = 500
+REMEMBERED_MAX: Final = 100_000
+BYTES_MAX: Final = 4 * 1024 * 1024
+POLL_FIRST_S: Final = 0.01
+POLL_MAX_S: Final = 1.0
+LANE_LEASE_MS: Final = 3_000
+AGAIN: Final = frozenset({"stale_mark", "no_way_to_ask", "source_frozen", "state_changed"})
+"""Refusals that are repeated like a time-out (R23); any other 4xx sets the row aside, listed."""
+
+
+class Report(Struct):
+    """What one pass did."""
+
+    committed: int = 0
+    submitted: int = 0
+    refused: int = 0
+    waiting: int = 0
+
+
+class Relay:
+    def __init__(self, client: Client, producer: str, home: Home, source: bytes) -> None:
+        self._client, self._producer, self._home, self._source = client, producer, home, source
+        self._owner = os.urandom(16)
+        self._owned: dict[int, int] = {}
+        self._halves: dict[bytes, float] = {}
+        self._wake = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._pause_s = POLL_FIRST_S
+        self.totals = Report()
+
+    # --- told by the outbox, from any thread ---
+
+    def expect(self) -> None:
+        """Rows were just written somewhere: look soon, but they are there only after the local commit."""
+        self._poke(fresh=False)
+
+    def wake(self) -> None:
+        """Rows are committed: look now."""
+        self._poke(fresh=True)
+
+    def remember(self, id: bytes) -> None:
+        """A prepared one whose block has ended. It is forgotten once it is told, or when its first check-back has it."""
+        if len(self._halves) < REMEMBERED_MAX:
+            self._halves[id] = _clock.monotonic()
+        self._poke(fresh=True)
+
+    def _poke(self, *, fresh: bool) -> None:
+        self._pause_s = POLL_FIRST_S
+        if fresh:
+            try:
+                self._loop.call_soon_threadsafe(self._wake.set)
+            except RuntimeError:
+                log.debug("the relay's loop is gone; the next relay takes over")
+
+    # --- the loop ---
+
+    async def run(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            try:
+                report = await self.tick()
+                busy = report.committed + report.submitted > 0
+            except HalfmsgError as error:
+                log.debug("relay: %s", error)
+                busy = False
+            except Exception:
+                log.exception("relay: a pass failed; it is tried again")
+                busy = False
+            self._pause_s = POLL_FIRST_S if busy else min(self._pause_s * 2, POLL_MAX_S)
+            if not busy:
+                await self._rest()
+
+    async def _rest(self) -> None:
+        try:
+            async with asyncio.timeout(self._pause_s):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+        finally:
+            self._wake.clear()
+
+    async def tick(self) -> Report:
+        """One pass: commits of prepared ones, then rows that wait."""
+        report = Report()
+        await self._commit_halves(report)
+        await self._submit_rows(report)
+        for name in Report.__struct_fields__:
+            setattr(self.totals, name, getattr(self.totals, name) + getattr(report, name))
+        return report
+
+    async def drain(self, timeout_s: float) -> int:
+        """Hand over what is committed, at most `timeout_s`; gives how many row sets are left for the next relay."""
+        deadline = _clock.monotonic() + timeout_s
+        left = await self._home.run(_count(self._home.tables))
+        while (left or self._halves) and _clock.monotonic() < deadline:
+            try:
+                report = await self.tick()
+            except HalfmsgError as error:
+                log.debug("relay: %s", error)
+                report = Report()
+            left = await self._home.run(_count(self._home.tables))
+            if not report.committed + report.submitted and (left or self._halves):
+                await self._rest()
+        return left
+
+    async def release_lanes(self) -> None:
+        if self._owned:
+            await self._home.run(fence.all_of([self._home.tables.sql("free_lanes", self._owner)]))
+            self._owned.clear()
+
+    # --- prepared ones ---
+
+    async def _commit_halves(self, report: Report) -> None:
+        ids = list(self._halves)[:COMMITS_MAX]
+        if not ids:
+            return
+        fates = await self._home.run(_fates(self._home.tables, ids))
+        decided = [(id, fate) for id, fate in zip(ids, fates, strict=True) if fate.verdict is not None]
+        now = _clock.monotonic()
+        for id, fate in zip(ids, fates, strict=True):
+            if fate.verdict is None and now - self._halves[id] > FORGET_AFTER_S:
+                del self._halves[id]  # the check-back has it
+        results = await asyncio.gather(*(self._tell(id, fate) for id, fate in decided), return_exceptions=True)
+        for (id, _), result in zip(decided, results, strict=True):
+            if isinstance(result, TransportError | Busy):
+                report.waiting += 1
+            else:
+                self._halves.pop(id, None)
+                report.committed += 1
+                if isinstance(result, BaseException):
+                    log.error("relay: %s is committed here, and the coordinator says %s", fence.id_text(id), result)
+        _raise_cancelled(results)
+
+    async def _tell(self, id: bytes, fate: Fate) -> None:
+        op: dict[str, Any] = {"id": fence.id_text(id), "producer": self._producer, "source": self._source.hex()}
+        if fate.verdict == fence.COMMITTED:
+            op |= {"op": "commit", "digest": fate.digest.hex(), "numbers": list(fate.numbers)}
+        else:
+            op |= {"op": "rollback", "reason": "the producer's fence says rolled back"}
+        await self._client.op(op)
+
+    # --- rows ---
+
+    async def _submit_rows(self, report: Report) -> None:
+        waiting = await self._home.run(fence.read_unsent(self._home.tables, SUBMITS_MAX, BYTES_MAX))
+        if not waiting:
+            return
+        waiting = await self._mine(waiting)
+        results = await asyncio.gather(*(self._client.op(self._submit(row)) for row in waiting), return_exceptions=True)
+        await self._mark(waiting, results, report)
+        _raise_cancelled(results)
+
+    def _submit(self, row: Unsent) -> dict[str, Any]:
+        return {
+            "op": "submit", "id": fence.id_text(row.id), "producer": self._producer, "source": self._source.hex(), "mark": row.mark,
+            "digest": row.digest.hex(), "messages": row.messages(),
+        }  # fmt: skip
+
+    async def _mark(self, rows: Sequence[Unsent], results: Sequence[Any], report: Report) -> None:
+        effects = []
+        for row, result in zip(rows, results, strict=True):
+            if not isinstance(result, BaseException):
+                effects.append(self._home.tables.sql("sent", row.id))
+                report.submitted += 1
+            elif isinstance(result, ApiError) and not isinstance(result, Busy) and result.code not in AGAIN:
+                effects.append(self._home.tables.sql("refuse", result.code, row.id))
+                report.refused += 1
+                log.error("relay: %s is set aside, the coordinator refuses it: %s; see `halfmsg outbox ls`", fence.id_text(row.id), result)
+            else:
+                report.waiting += 1
+        if effects:
+            await self._home.run(fence.all_of(effects), transaction=True)
+
+    async def _mine(self, rows: list[Unsent]) -> list[Unsent]:
+        """Rows of lanes that this relay owns, after claiming those that are free."""
+        now = _clock.wall_ms()
+        wanted = {lane_of(row.id) for row in rows}
+        lacking = [lane for lane in sorted(wanted) if self._owned.get(lane, 0) < now + LANE_LEASE_MS // 3]
+        if lacking:
+            got = await self._home.run(_claim(self._home.tables, self._owner, lacking, now), transaction=True)
+            self._owned |= dict.fromkeys(got, now + LANE_LEASE_MS)
+        return [row for row in rows if self._owned.get(lane_of(row.id), 0) > now]
+
+
+FORGET_AFTER_S: Final = 30.0
+
+
+def lane_of(id: bytes) -> int:
+    return id[-1] % LANES
+
+
+def _raise_cancelled(results: Sequence[Any]) -> None:
+    for result in results:
+        if isinstance(result, asyncio.CancelledError):
+            raise result
+        if isinstance(result, BaseException) and not isinstance(result, HalfmsgError):
+            raise result
+
+
+def _fates(tables: Tables, ids: Sequence[bytes]) -> Steps[list[Fate]]:
+    found = []
+    for id in ids:
+        found.append((yield from fence.read_fate(tables, id)))
+    return found
+
+
+def _claim(tables: Tables, owner: bytes, lanes: Sequence[int], now: int) -> Steps[list[int]]:
+    got = []
+    for lane in lanes:
+        rows = yield tables.sql("claim_lane", owner, now + LANE_LEASE_MS, lane, owner, now)
+        got += [row[0] for row in rows]
+    return got
+
+
+def _count(tables: Tables) -> Steps[int]:
+    rows = yield tables.sql("unsent", 1_000)
+    return len(rows)

@@ -1,0 +1,153 @@
+"""The client against the real coordinator, in one process: the two sides share no code, so what they agree on is shown here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest_asyncio
+
+from halfmsg.coordinator.app import Coordinator
+from halfmsg.coordinator.settings import Check, Settings
+from halfmsg.txclient import Client, Consumer, Delivery, Message, Reject, Retry, transaction_digest
+from halfmsg.txclient._links import Links
+from halfmsg.txclient._wire import Json
+
+CHECK = Check(first_delay_s=0.05)
+
+
+@pytest_asyncio.fixture
+async def coordinator(tmp_path: Path) -> AsyncIterator[Coordinator]:
+    one = Coordinator(Settings(listen="127.0.0.1:0", store=str(tmp_path / "hm.db"), dev=True, check=CHECK))
+    await one.start()
+    yield one
+    await one.stop()
+
+
+@pytest_asyncio.fixture
+async def client(coordinator: Coordinator) -> AsyncIterator[Client]:
+    async with Client(f"http://{coordinator.address}", timeout=5) as one:
+        yield one
+
+
+class Orders:
+    """A producer whose answers the test decides."""
+
+    name = "orders"
+    source: str | None = None
+
+    def __init__(self) -> None:
+        self.verdicts: dict[str, Mapping[str, Any]] = {}
+        self.asked = asyncio.Event()
+
+    async def answer(self, question: Mapping[str, Any]) -> Mapping[str, Any]:
+        self.asked.set()
+        ids = [one["id"] for one in question["transactions"]]
+        return {"verdicts": [{"id": one, **self.verdicts[one]} for one in ids if one in self.verdicts]}
+
+    def beat(self) -> Mapping[str, Any]:
+        return {}
+
+
+async def run(consumer: Consumer, until: asyncio.Event) -> None:
+    task = asyncio.create_task(consumer.serve())
+    await asyncio.wait_for(until.wait(), 20)
+    consumer.stop()
+    await task
+
+
+async def test_digest_is_the_same_on_both_sides(client: Client) -> None:
+    """The coordinator's digest of what arrived is the client's of what was sent, whatever the fields (P8, R9)."""
+    await client.attach(Orders())
+    messages = [
+        Message("plain", {"a": "ü"}, tag="x", attributes={"b": "1", "ä": "2"}),
+        Message("plain", b"\x00\xff"),
+        Message("plain", b"", content_type="text/plain"),
+    ]
+    prepared = await client.prepare(messages, producer="orders")
+    assert (prepared.state, prepared.digest) == ("prepared", transaction_digest(one.digest() for one in messages).hex())
+    assert (await client.commit(prepared.id, digest=prepared.digest)).state == "committed"
+    assert (await client.transaction(prepared.id)).message_ids == [f"{prepared.id}-{index}" for index in range(3)]
+    assert client.time_ms is not None
+
+
+async def test_json_stream_carries_the_same(coordinator: Coordinator, client: Client) -> None:
+    """The other codec means the same to the coordinator."""
+    client._links = Links(client._settings, Json())
+    sent = await client.send("plain", {"a": 1})
+    again = await client.send("plain", {"a": 1}, id=sent.id)
+    assert (sent.digest, sent.id) == (again.digest, again.id)
+
+
+async def test_p7_consumer_keeps_order_over_failures(client: Client) -> None:
+    """Numbered messages of one key have their effect in order, though some fail first and one is rejected."""
+    await client.attach(Orders())
+    await client.put_topic("seq", kind="sequence", lanes=2)
+    await client.put_group("g", topics=[{"topic": "seq"}], backoff={"first_s": 0.01, "max_s": 0.01})
+    consumer, effects, done = Consumer(client, "g", lease=2), list[int](), asyncio.Event()
+
+    @consumer.on("seq")
+    async def handle(msg: Delivery) -> None:
+        if msg.sequence == 7:
+            raise Reject("never")
+        if msg.sequence is not None and msg.sequence % 5 == 0 and msg.attempt == 1:
+            raise Retry("not yet", delay=0)
+        effects.append(msg.sequence or 0)
+        if msg.sequence == 40:
+            done.set()
+
+    for number in range(1, 41):
+        await client.submit([Message("seq", number, key="k")], producer="orders", numbers=[number])
+    await run(consumer, done)
+    assert effects == [number for number in range(1, 41) if number != 7]
+
+
+async def test_fetch_ack_by_hand(client: Client) -> None:
+    """Bodies come out as they went in; what is acked does not come again."""
+    await client.send("plain", b"\x00")
+    await client.put_group("g", topics=[{"topic": "plain"}], start="earliest")
+    taken = await client.fetch("g", wait=2, lease=5)
+    assert [(one.body, one.group, one.attempt) for one in taken] == [(b"\x00", "g", taken[0].attempt)]
+    await client.ack(taken)
+    assert await client.fetch("g", wait=0) == []
+
+
+async def test_question_is_answered_over_the_stream(client: Client) -> None:
+    """A half message that nobody decides is asked about, and the attached producer's verdict decides it."""
+    orders = Orders()
+    await client.attach(orders)
+    await client.send("plain", 1)
+    prepared = await client.prepare([Message("plain", 1)], producer="orders", first_check=0.05)
+    orders.verdicts[prepared.id] = {"verdict": "committed", "digest": prepared.digest}
+    await asyncio.wait_for(orders.asked.wait(), 20)
+    answer = await client.get(f"/v1/transactions/{prepared.id}?wait_s=10&until=decided")
+    assert (answer["state"], answer["decided_by"]) == ("committed", "check_back")
+
+
+async def test_client_and_consumer_survive_a_restart(coordinator: Coordinator, client: Client, tmp_path: Path) -> None:
+    """The coordinator goes and comes back on its address; nothing is told to the user, and all is handled."""
+    await client.put_topic("plain", kind="unordered")
+    consumer, seen, first, done = Consumer(client, "g", lease=2), set[int](), asyncio.Event(), asyncio.Event()
+
+    @consumer.on("plain")
+    async def handle(msg: Delivery) -> None:
+        seen.add(msg.json())
+        first.set()
+        if seen == {1, 2}:
+            done.set()
+
+    serving = asyncio.create_task(run(consumer, done))
+    await client.send("plain", 1)
+    await first.wait()
+    await coordinator.stop()
+    sending = asyncio.create_task(client.send("plain", 2))
+    again = Coordinator(Settings(listen=coordinator.address, store=str(tmp_path / "hm.db"), dev=True, check=CHECK))
+    await again.start()
+    try:
+        assert (await sending).state == "committed"
+        await serving
+    finally:
+        await client.aclose()
+        await again.stop()
