@@ -44,16 +44,20 @@ Steps = Generator[Effect, Any, T]
 
 class SyncAdapter(Protocol):
     is_async: Literal[False]
-    dialect: Dialect
+    conn: Any
 
+    @property
+    def dialect(self) -> Dialect: ...
     def do(self, effect: Effect) -> Any: ...
     def close(self) -> None: ...
 
 
 class AsyncAdapter(Protocol):
     is_async: Literal[True]
-    dialect: Dialect
+    conn: Any
 
+    @property
+    def dialect(self) -> Dialect: ...
     async def do(self, effect: Effect) -> Any: ...
     async def close(self) -> None: ...
 

@@ -243,5 +243,5 @@ def read_unsent(tables: Tables, limit: int, bytes_max: int) -> Steps[list[Unsent
 
 
 def all_of(effects: Iterable[Sql]) -> Steps[None]:
-    for effect in effects:
+    for effect in effects:  # noqa: UP028 - a plain iterator cannot be sent results
         yield effect

@@ -79,8 +79,8 @@ class Home:
 
     async def _is_dirty(self, adapter: AsyncAdapter) -> bool:
         if adapter.dialect == "sqlite":
-            return bool(adapter.conn.in_transaction)  # type: ignore[attr-defined]
-        conn = adapter.conn  # type: ignore[attr-defined]
+            return bool(adapter.conn.in_transaction)
+        conn = adapter.conn
         if not conn.closed and conn.info.transaction_status.name != "IDLE":
             await conn.rollback()
         return bool(conn.closed)
@@ -123,7 +123,7 @@ class Home:
         return adapter
 
     def give_sync(self, adapter: SyncAdapter, *, broken: bool = False) -> None:
-        conn: Any = adapter.conn  # type: ignore[attr-defined]
+        conn: Any = adapter.conn
         if adapter.dialect == "sqlite":
             broken = broken or conn.in_transaction
         elif not conn.closed and conn.info.transaction_status.name != "IDLE":

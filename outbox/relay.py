@@ -121,8 +121,8 @@ class Relay:
         while (left or self._halves) and _clock.monotonic() < deadline:
             try:
                 report = await self.tick()
-            except HalfmsgError as error:
-                log.debug("relay: %s", error)
+            except Exception as error:
+                log.warning("relay: %s", error)
                 report = Report()
             left = await self._home.run(_count(self._home.tables))
             if not report.committed + report.submitted and (left or self._halves):

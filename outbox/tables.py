@@ -16,7 +16,8 @@ _PREFIX: Final = re.compile(r"[a-z][a-z0-9_]{0,30}")
 
 _DDL: Final = """
 CREATE TABLE IF NOT EXISTS {p}meta (k VARCHAR(32) PRIMARY KEY, v {blob}, n BIGINT NOT NULL);
-CREATE TABLE IF NOT EXISTS {p}tx (id {blob} PRIMARY KEY, verdict SMALLINT NOT NULL, digest {blob}, mark BIGINT NOT NULL, unsent SMALLINT, refused TEXT);
+CREATE TABLE IF NOT EXISTS {p}tx (id {blob} PRIMARY KEY, verdict SMALLINT NOT NULL, digest {blob}, mark BIGINT NOT NULL, unsent SMALLINT,
+    refused TEXT);
 CREATE INDEX IF NOT EXISTS {p}unsent ON {p}tx (unsent, mark, id) WHERE unsent IS NOT NULL;
 CREATE TABLE IF NOT EXISTS {p}out (tx_id {blob} NOT NULL, idx INTEGER NOT NULL, topic VARCHAR(128) NOT NULL, okey {blob}, seq BIGINT,
     meta {blob} NOT NULL, body {blob}, PRIMARY KEY (tx_id, idx));
@@ -28,7 +29,8 @@ CREATE TABLE IF NOT EXISTS {p}inbox (grp VARCHAR(128) NOT NULL, generation INTEG
 CREATE INDEX IF NOT EXISTS {p}inbox_at ON {p}inbox (at);
 CREATE TABLE IF NOT EXISTS {p}key (grp VARCHAR(128) NOT NULL, generation INTEGER NOT NULL, source VARCHAR(200) NOT NULL, topic VARCHAR(128) NOT NULL,
     okey {blob} NOT NULL, last BIGINT NOT NULL, PRIMARY KEY (grp, generation, source, topic, okey));
-CREATE TABLE IF NOT EXISTS {p}missed (grp VARCHAR(128) NOT NULL, generation INTEGER NOT NULL, source VARCHAR(200) NOT NULL, topic VARCHAR(128) NOT NULL,
+CREATE TABLE IF NOT EXISTS {p}missed (grp VARCHAR(128) NOT NULL, generation INTEGER NOT NULL, source VARCHAR(200) NOT NULL,
+    topic VARCHAR(128) NOT NULL,
     okey {blob} NOT NULL, seq BIGINT NOT NULL, PRIMARY KEY (grp, generation, source, topic, okey, seq))
 """
 NAMES: Final = ("meta", "tx", "out", "seq", "lane", "inbox", "key", "missed")
@@ -67,7 +69,8 @@ _BY_DIALECT: Final[dict[Dialect, dict[str, str]]] = {
     },
     "postgresql": {
         "fence": "INSERT INTO {p}tx (id, verdict, digest, mark, unsent, refused) SELECT CAST(? AS bytea), 1, CAST(? AS bytea), CAST(? AS bigint),"
-        " CAST(? AS smallint), NULL WHERE CAST(? AS bigint) >= (SELECT n FROM {p}meta WHERE k = 'purged_before') ON CONFLICT (id) DO NOTHING RETURNING 1",
+        " CAST(? AS smallint), NULL WHERE CAST(? AS bigint) >= (SELECT n FROM {p}meta WHERE k = 'purged_before')"
+        " ON CONFLICT (id) DO NOTHING RETURNING 1",
         "key_last": "SELECT last FROM {p}key WHERE grp = ? AND generation = ? AND source = ? AND topic = ? AND okey = ? FOR UPDATE",
         "exists": "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema() AND table_name LIKE ?",
         "lock_wait": "SET LOCAL lock_timeout = '50ms'",

@@ -70,4 +70,4 @@ class AiosqliteAdapter:
 
 
 def adapter(on: Any) -> AiosqliteAdapter:
-    return AiosqliteAdapter(getattr(on, "_conn", on) if isinstance(on, aiosqlite.Cursor) else on)
+    return AiosqliteAdapter(on._conn if isinstance(on, aiosqlite.Cursor) else on)

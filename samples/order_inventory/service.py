@@ -11,18 +11,18 @@ import logging
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, LiteralString, Protocol, cast
+from typing import Any, Final, LiteralString, Protocol
 
 from aiohttp import web
 
 from halfmsg import Client, Consumer, Outbox
+from halfmsg.outbox import admin
 
 from . import db
 from .hooks import Hooks
 
 HOST: Final = "127.0.0.1"
 BODY_BYTES_MAX: Final = 16 * 1024 * 1024  # an invoice of many thousand lines
-TABLES_OF: Final = "halfmsg_meta"
 log = logging.getLogger(__name__)
 
 
@@ -109,11 +109,7 @@ def _app(service: Service, chosen: Options) -> web.Application:
 
 
 async def _install(service: Service) -> None:
-    """halfmsg's own tables. On SQLite it makes them on first use; on a server somebody has to, and in a sample that is the service."""
-    if not service.database.postgres:
-        return
-    async with service.database.transaction() as conn:
-        await db.execute(conn, "SELECT pg_advisory_xact_lock(726274)")  # two instances may start together
-        if (await db.execute(conn, "SELECT to_regclass(?)", (TABLES_OF,)))[0][0] is None:
-            await db.execute(conn, cast("LiteralString", service.outbox.schema("postgresql")))
-            log.info("made the tables of halfmsg in this database")
+    """halfmsg's own tables. On SQLite it makes them on first use; on a server somebody has to run `halfmsg outbox install URL`: here we do."""
+    if service.database.postgres:
+        made = await asyncio.to_thread(admin.install, service.database.url)
+        log.info("tables of halfmsg: %s", f"made {', '.join(made)}" if made else "all there")

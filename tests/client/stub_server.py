@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import msgspec
@@ -41,6 +41,9 @@ class Signal:
 
     def __len__(self) -> int:
         return len(self._seen)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._seen)
 
     def __getitem__(self, index: int) -> Any:
         return self._seen[index]

@@ -7,13 +7,15 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import pytest
 import pytest_asyncio
 
 from halfmsg.coordinator.app import Coordinator
 from halfmsg.coordinator.settings import Check, Settings
 from halfmsg.txclient import Client, Consumer, Delivery, Message, Reject, Retry, transaction_digest
 from halfmsg.txclient._links import Links
-from halfmsg.txclient._wire import Json
+from halfmsg.txclient._wire import Deliver, Json
 
 CHECK = Check(first_delay_s=0.05)
 
@@ -104,6 +106,62 @@ async def test_p7_consumer_keeps_order_over_failures(client: Client) -> None:
     assert effects == [number for number in range(1, 41) if number != 7]
 
 
+async def test_p7_order_holds_over_broken_connections(client: Client) -> None:
+    """The stream breaks again and again under an ordered consumer; what was lost with it still comes before what follows."""
+    await client.attach(Orders())
+    await client.put_topic("seq", kind="sequence", lanes=1)
+    await client.put_group("g", topics=[{"topic": "seq"}])
+    consumer, effects, done = Consumer(client, "g", lease=0.3, concurrency=4), list[int](), asyncio.Event()
+
+    @consumer.on("seq")
+    async def handle(msg: Delivery) -> None:
+        number = msg.sequence or 0
+        if number in (10, 20, 30) and msg.attempt == 1 and number not in effects:
+            ws = client._link().stream._ws
+            if ws is not None:
+                await ws.close()
+        if number not in effects:  # as an inbox would
+            effects.append(number)
+        if number == 40:
+            done.set()
+
+    messages = [Message("seq", number, key="k") for number in range(1, 41)]
+    await client.submit(messages, producer="orders", numbers=list(range(1, 41)))
+    await run(consumer, done)
+    assert effects == list(range(1, 41))
+
+
+async def test_p7_delivery_lost_with_its_connection_comes_before_what_follows(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Handed out, never arrived: a later message of its key must not overtake it over the next connection."""
+    await client.attach(Orders())
+    await client.put_topic("seq", kind="sequence", lanes=1)
+    await client.put_group("g", topics=[{"topic": "seq"}])
+    consumer, effects, done = Consumer(client, "g", lease=0.3), list[int](), asyncio.Event()
+
+    @consumer.on("seq")
+    async def handle(msg: Delivery) -> None:
+        effects.append(msg.sequence or 0)
+        if {1, 2} <= set(effects):
+            done.set()
+
+    stream, lost = client._link().stream, asyncio.Event()
+    whole = stream._handle
+
+    def losing(frame: Any) -> None:
+        if isinstance(frame, Deliver) and not lost.is_set():
+            lost.set()
+            raise OSError("cut under the first delivery")
+        whole(frame)
+
+    monkeypatch.setattr(stream, "_handle", losing)
+    await client.submit([Message("seq", 1, key="k")], producer="orders", numbers=[1])
+    serving = asyncio.create_task(run(consumer, done))
+    await asyncio.wait_for(lost.wait(), 20)
+    await client.submit([Message("seq", 2, key="k")], producer="orders", numbers=[2])
+    await serving
+    assert effects == [1, 2]
+
+
 async def test_fetch_ack_by_hand(client: Client) -> None:
     """Bodies come out as they went in; what is acked does not come again."""
     await client.send("plain", b"\x00")
@@ -122,12 +180,18 @@ async def test_question_is_answered_over_the_stream(client: Client) -> None:
     prepared = await client.prepare([Message("plain", 1)], producer="orders", first_check=0.05)
     orders.verdicts[prepared.id] = {"verdict": "committed", "digest": prepared.digest}
     await asyncio.wait_for(orders.asked.wait(), 20)
-    answer = await client.get(f"/v1/transactions/{prepared.id}?wait_s=10&until=decided")
-    assert (answer["state"], answer["decided_by"]) == ("committed", "check_back")
+    async with asyncio.timeout(20):
+        while (now := await client.transaction(prepared.id)).state == "prepared":
+            pass  # each look is a round trip
+    assert (now.state, now.decided_by) == ("committed", "check_back")
 
 
-async def test_client_and_consumer_survive_a_restart(coordinator: Coordinator, client: Client, tmp_path: Path) -> None:
+async def test_client_and_consumer_survive_a_restart(tmp_path: Path) -> None:
     """The coordinator goes and comes back on its address; nothing is told to the user, and all is handled."""
+    settings = Settings(listen="127.0.0.1:0", store=str(tmp_path / "hm.db"), dev=True, check=CHECK)
+    coordinator = Coordinator(settings)
+    await coordinator.start()
+    client = Client(f"http://{coordinator.address}")
     await client.put_topic("plain", kind="unordered")
     consumer, seen, first, done = Consumer(client, "g", lease=2), set[int](), asyncio.Event(), asyncio.Event()
 
@@ -143,7 +207,7 @@ async def test_client_and_consumer_survive_a_restart(coordinator: Coordinator, c
     await first.wait()
     await coordinator.stop()
     sending = asyncio.create_task(client.send("plain", 2))
-    again = Coordinator(Settings(listen=coordinator.address, store=str(tmp_path / "hm.db"), dev=True, check=CHECK))
+    again = Coordinator(msgspec.structs.replace(settings, listen=coordinator.address))
     await again.start()
     try:
         assert (await sending).state == "committed"

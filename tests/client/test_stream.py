@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import pytest
 
 from halfmsg.txclient import ApiError, Busy, Client, Conflict, Message, TransportError, _calls, _wire
@@ -217,7 +218,7 @@ class TestCalls:
     """The bookkeeping without a network."""
 
     def call(self, raw: bytes = b"\xc0", deadline: float = 1.0) -> _calls.Call:
-        return _calls.Call(_wire.Raw(raw), asyncio.get_running_loop().create_future(), deadline, False)
+        return _calls.Call(msgspec.Raw(raw), asyncio.get_running_loop().create_future(), deadline, False)
 
     async def test_p9_queue_is_bounded_by_count(self) -> None:
         """At the limit yes, one past it client_queue_full; and a caller that gave up makes room."""

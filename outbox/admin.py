@@ -1,0 +1,125 @@
+"""What an operator does with the tables in a service's database: install, verify, list, relay. Used by the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import sys
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from halfmsg.txclient import UsageError
+
+from . import fence, tables
+from .effects import Rows, Steps
+from .home import Home
+from .outbox import Outbox
+
+
+class Waiting(Struct, frozen=True):
+    """A row set that was not handed over. `refused`: the code with which the coordinator refuses it for ever."""
+
+    id: str
+    topic: str
+    key: str | None
+    sequence: int | None
+    refused: str | None
+
+
+def install(url: str, print_only: bool = False, prefix: str = "halfmsg_") -> list[str]:
+    """Make the tables that are missing; gives the names made, or with `print_only` the DDL. A second run changes nothing."""
+    home = Home(url, prefix)
+    if print_only:
+        return list(tables.statements(home.dialect, prefix))
+    missing = home.run_sync(home.tables.missing()) if home.dialect == "postgresql" else _missing_before(home)
+    if missing:
+        home.run_sync(home.tables.install(os.urandom(16)), transaction=True)
+    home.close_sync()
+    return missing
+
+
+def _missing_before(home: Home) -> list[str]:
+    """On SQLite the first connection makes them; look before it does."""
+    import sqlite3
+
+    from .adapters.sqlite import SqliteAdapter
+    from .effects import run_sync
+
+    adapter = SqliteAdapter(sqlite3.connect(home.url.removeprefix("sqlite:///"), isolation_level=None))
+    try:
+        return run_sync(home.tables.missing(), adapter)
+    finally:
+        adapter.close()
+
+
+def verify(url: str, prefix: str = "halfmsg_") -> list[str]:
+    """What is wrong with the tables, a line each; empty: nothing."""
+    home = Home(url, prefix)
+    missing = _missing_before(home) if home.dialect == "sqlite" else home.run_sync(home.tables.missing())
+    if missing:
+        return [f"table {name} is missing; run: halfmsg outbox install {url}" for name in missing]
+    try:
+        home.run_sync(fence.read_meta(home.tables))
+    except UsageError as error:
+        return [str(error)]
+    finally:
+        home.close_sync()
+    return []
+
+
+def waiting(url: str, limit: int = 100, prefix: str = "halfmsg_") -> list[Waiting]:
+    """Rows not handed over yet, and refused ones."""
+    home = Home(url, prefix)
+    try:
+        return home.run_sync(_waiting(home, limit))
+    finally:
+        home.close_sync()
+
+
+def _waiting(home: Home, limit: int) -> Steps[list[Waiting]]:
+    found: list[Waiting] = []
+    unsent: Rows = yield home.tables.sql("unsent", limit)
+    refused: Rows = yield home.tables.sql("refused", limit)
+    for id, why in [(row[0], None) for row in unsent] + [(row[0], row[1]) for row in refused]:
+        rows: Rows = yield home.tables.sql("out_of", bytes(id))
+        for _, topic, key, sequence, _, _ in rows:
+            found.append(Waiting(fence.id_text(id), topic, None if key is None else bytes(key).decode(), sequence, why))
+    return found
+
+
+def load(target: str) -> Outbox:
+    """`package.module:name` of an Outbox. Raises UsageError(bad_name)."""
+    module, _, name = target.partition(":")
+    if not module or not name:
+        raise UsageError("bad_name", f"{target!r} is not MODULE:OUTBOX; example: halfmsg outbox relay orders:outbox")
+    sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError("bad_name", f"cannot load {target}: {error}") from error
+    if not isinstance(found, Outbox):
+        raise UsageError("bad_name", f"{target} is a {type(found).__name__}, not an Outbox")
+    return found
+
+
+def relay(target: str, report: Callable[[str], None] = print, stop: asyncio.Event | None = None) -> None:
+    """Hand over, answer check-backs, until SIGTERM or SIGINT."""
+    asyncio.run(_relay(load(target), report, stop))
+
+
+async def _relay(outbox: Outbox, report: Callable[[str], None], stop: asyncio.Event | None) -> None:
+    import signal
+
+    ended = stop or asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    async with outbox:
+        report(f"{outbox.name}  relaying and answering; source {outbox.source_id}")
+        await ended.wait()
+        current = outbox._relay
+    if current is not None:
+        totals = current.totals
+        report(f"{outbox.name}  committed {totals.committed}  sent {totals.submitted}  refused {totals.refused}")
+    await outbox.client.aclose()

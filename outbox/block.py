@@ -1,0 +1,189 @@
+"""`transaction()`: opens the block, groups its messages into one halfmsg transaction, commits, and wakes the relay.
+
+The fence row is written at its end, over the rows that survived (R16): a savepoint inside takes its messages with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
+
+from halfmsg.txclient import Message, MessageOptions, UsageError
+
+from . import fence
+from .adapters import adapter_of
+from .effects import Abort, AsyncAdapter, Begin, Commit, Steps, SyncAdapter, ending, run_async, run_sync
+from .fence import Attempt
+
+if TYPE_CHECKING:
+    from .outbox import Outbox, Receipt
+
+C = TypeVar("C")
+T = TypeVar("T")
+
+
+class _Tx(Generic[C]):
+    conn: C
+
+    def __init__(self, outbox: Outbox, conn: C) -> None:
+        self.conn = conn
+        self._outbox = outbox
+        self._attempt = Attempt(outbox._id(None), outbox.client.time_ms, stored=False)
+        self._count = 0
+        self._pending = 0
+        self._failed: BaseException | None = None
+
+    def _add(self, messages: list[Message]) -> Steps[list[Receipt]]:
+        from .outbox import receipts_of
+
+        first, self._count = self._count, self._count + len(messages)
+        if self._count > 1_000:
+            raise UsageError("too_large", "more than 1,000 messages in one block; use another transaction")
+        try:
+            drawn = yield from ending(fence.add(self._outbox._home.tables, self._attempt, messages, first, self._outbox._source))
+        except BaseException as error:
+            self._failed = error
+            raise
+        return receipts_of(self._attempt.id, drawn)
+
+    def _check_end(self) -> None:
+        if self._pending:
+            raise UsageError("not_awaited", f"{self._pending} publish calls of this block were not awaited; the transaction is rolled back")
+        if self._failed is not None:
+            raise self._failed  # a swallowed error must not become half a commit (R8)
+
+
+class SyncTx(_Tx[C]):
+    """`with outbox.transaction() as tx`."""
+
+    def publish(self, topic: str, body: object, **options: Unpack[MessageOptions]) -> Receipt:
+        return self.publish_many([Message(topic, body, **options)])[0]
+
+    def publish_many(self, messages: Iterable[Message]) -> Sequence[Receipt]:
+        return run_sync(self._add(self._outbox._checked(messages)), adapter_of(self.conn))  # type: ignore[arg-type]
+
+
+class AsyncTx(_Tx[C]):
+    """`async with outbox.transaction() as tx`."""
+
+    def publish(self, topic: str, body: object, **options: Unpack[MessageOptions]) -> Any:
+        return self._one(self._outbox._checked([Message(topic, body, **options)]))
+
+    def publish_many(self, messages: Iterable[Message]) -> Any:
+        return self._many(self._outbox._checked(messages))
+
+    def _many(self, messages: list[Message]) -> Any:
+        self._pending += 1
+        return self._run(messages)
+
+    def _one(self, messages: list[Message]) -> Any:
+        self._pending += 1
+        return self._first(messages)
+
+    async def _first(self, messages: list[Message]) -> Receipt:
+        return (await self._run(messages))[0]
+
+    async def _run(self, messages: list[Message]) -> Sequence[Receipt]:
+        self._pending -= 1
+        return await run_async(self._add(messages), adapter_of(self.conn))  # type: ignore[arg-type]
+
+
+class Block(Generic[C]):
+    """`with` gives the sync one, `async with` the async one. Without a connection of yours it takes one of the outbox's own."""
+
+    def __init__(self, outbox: Outbox, on: Any) -> None:
+        self._outbox, self._on = outbox, on
+        self._adapter: Any = None
+        self._tx: Any = None
+
+    def _adapter_of(self, on: Any, *, is_async: bool) -> Any:
+        adapter = adapter_of(on)
+        if adapter.is_async is not is_async:
+            raise UsageError("wrong_colour", f"this connection needs `{'with' if is_async else 'async with'} outbox.transaction(conn)`")
+        return adapter
+
+    # --- async ---
+
+    async def __aenter__(self) -> AsyncTx[C]:
+        own = self._on is None
+        self._adapter = await self._outbox._home.take() if own else self._adapter_of(self._on, is_async=True)
+        try:
+            await run_async(_begin(self._adapter), self._adapter)
+        except BaseException:
+            if own:
+                await self._outbox._home.give(self._adapter, broken=True)
+            raise
+        self._tx = AsyncTx(self._outbox, self._adapter.conn)
+        return self._tx  # type: ignore[no-any-return]
+
+    async def __aexit__(self, t: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None, /) -> None:
+        adapter: AsyncAdapter = self._adapter
+        whole = False
+        try:
+            await run_async(_end(self._outbox, self._tx, e), adapter)
+            whole = True
+        finally:
+            if e is not None and self._on is not None and adapter.dialect == "postgresql":
+                await adapter.conn.rollback()
+            if self._on is None:
+                await self._outbox._home.give(adapter, broken=not whole)
+            self._wake()
+
+    # --- sync ---
+
+    def __enter__(self) -> SyncTx[C]:
+        own = self._on is None
+        self._adapter = self._outbox._home.take_sync() if own else self._adapter_of(self._on, is_async=False)
+        try:
+            run_sync(_begin(self._adapter), self._adapter)
+        except BaseException:
+            if own:
+                self._outbox._home.give_sync(self._adapter, broken=True)
+            raise
+        self._tx = SyncTx(self._outbox, self._adapter.conn)
+        return self._tx  # type: ignore[no-any-return]
+
+    def __exit__(self, t: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None, /) -> None:
+        adapter: SyncAdapter = self._adapter
+        whole = False
+        try:
+            run_sync(_end(self._outbox, self._tx, e), adapter)
+            whole = True
+        finally:
+            if e is not None and self._on is not None and adapter.dialect == "postgresql":
+                adapter.conn.rollback()
+            if self._on is None:
+                self._outbox._home.give_sync(adapter, broken=not whole)
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._outbox._relay is not None:
+            self._outbox._relay.wake()
+
+
+def _begin(adapter: Any) -> Steps[None]:
+    if _is_in_transaction(adapter):
+        raise UsageError("already_in_transaction", "a transaction is open on this connection already; use outbox.publish(conn, …) inside it")
+    yield Begin()
+
+
+def _is_in_transaction(adapter: Any) -> bool:
+    if adapter.dialect == "sqlite":
+        return bool(adapter.conn.in_transaction)
+    return bool(adapter.conn.info.transaction_status.name != "IDLE")
+
+
+def _end(outbox: Outbox, tx: Any, error: BaseException | None) -> Steps[None]:
+    """Commit with the fence over what is left, or roll back. Never a network error: after your commit nothing may look like a failure."""
+    if error is not None:
+        yield Abort()
+        return
+    try:
+        tx._check_end()
+        if tx._count:
+            yield from fence.close(outbox._home.tables, tx._attempt)
+        yield Commit()
+    except BaseException:
+        yield Abort()
+        raise

@@ -1,0 +1,182 @@
+"""The inbox (R6): take a message once, in the transaction of its effect. The kind follows from the topic; the user does not choose."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import threading
+from collections.abc import Coroutine
+from datetime import timedelta
+from typing import Any, Final, overload
+from uuid import UUID
+
+from halfmsg.txclient import Delivery, Retry, UsageError
+
+from . import _clock, fence, inbox_rules
+from .adapters import adapter_of
+from .effects import Abort, AsyncAdapter, Begin, Commit, Rows, Steps, SyncAdapter, ending, run_async, run_sync
+from .home import Home
+from .inbox_rules import Claim
+from .outbox import AwaitsExecute
+from .tables import Tables
+
+log = logging.getLogger("halfmsg.inbox")
+KEEP_S: Final = 7 * 86_400.0
+
+
+class Inbox:
+    """Remembers what was done, in the database where it is done. `db`: where the consumer gets its transactions from."""
+
+    def __init__(self, db: object, *, keep: float | timedelta = KEEP_S, tables: str = "halfmsg_") -> None:
+        """Raises UsageError: bad_url, unknown_database, driver_missing, bad_name."""
+        self._home = Home(db, tables)
+        self._keep_s = keep.total_seconds() if isinstance(keep, timedelta) else float(keep)
+        self._gates: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
+        self._gate = threading.Lock()
+
+    @overload
+    def claim(self, on: AwaitsExecute, delivery: Delivery, *, group: str | None = None) -> Coroutine[Any, Any, bool]: ...  # type: ignore[overload-overlap]
+    @overload
+    def claim(self, on: object, delivery: Delivery, *, group: str | None = None) -> bool: ...
+    def claim(self, on: Any, delivery: Delivery, *, group: str | None = None) -> Any:
+        """True: yours, do the work in this transaction. False: already done, just ack. Raises Retry(beyond_inbox) (R18)."""
+        adapter = adapter_of(on)
+        steps = ending(self._claim(delivery, group or delivery.group))
+        if adapter.is_async:
+            return run_async(steps, adapter)
+        return run_sync(steps, adapter)
+
+    def _claim(self, delivery: Delivery, group: str) -> Steps[bool]:
+        yield from fence.enter(self._home.tables, None)
+        return (yield from self._claim_in(delivery, group))
+
+    def _claim_in(self, delivery: Delivery, group: str) -> Steps[bool]:
+        if delivery.sequence is not None and delivery.key is not None:
+            return (yield from claim_ordered(self._home.tables, delivery, group))
+        if delivery.age > self._keep_s:
+            raise Retry(f"beyond_inbox: handed out first {delivery.age:.0f} s ago, and this inbox remembers {self._keep_s:.0f} s")
+        return (yield from claim_unordered(self._home.tables, delivery, group, _clock.wall_ms()))
+
+    # --- for Consumer ----------------------------------------------------------------------------------------------------------
+
+    def check(self, handler: Any, /) -> None:
+        """At decoration: a handler takes the message and a connection, of either colour."""
+        try:
+            inspect.signature(handler).bind(None, None)
+        except TypeError as error:
+            raise UsageError("wrong_colour", f"{handler!r} must take (message, connection), since this Consumer has an inbox: {error}") from error
+
+    async def identity(self) -> str:
+        """32 hex digits of this database: one inbox database a group (R29)."""
+        return (await self._home.run(fence.read_meta(self._home.tables))).source.hex()
+
+    async def run(self, delivery: Delivery, handler: Any, /) -> None:
+        """Claim, handler, commit: one transaction. A duplicate returns without running; what the handler raises undoes all of it."""
+        if inspect.iscoroutinefunction(handler):
+            async with self._turn():
+                await self._run_async(delivery, handler)
+        else:
+            await asyncio.to_thread(self._run_sync, delivery, handler)
+
+    def _turn(self) -> Any:
+        """SQLite has one writer: wait in line here rather than by polling the file's lock."""
+        if self._home.dialect != "sqlite":
+            return contextlib.nullcontext()
+        return self._gates.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(1))
+
+    async def _run_async(self, delivery: Delivery, handler: Any) -> None:
+        adapter = await self._home.take()
+        whole = False
+        try:
+            if await run_async(self._open(delivery), adapter):
+                await handler(delivery, adapter.conn)
+            await run_async(_commit(adapter), adapter)
+            whole = True
+        except Exception:
+            await self._undo(adapter)
+            whole = True
+            raise
+        finally:
+            await self._home.give(adapter, broken=not whole)
+
+    async def _undo(self, adapter: AsyncAdapter) -> None:
+        if adapter.dialect == "postgresql":
+            await adapter.conn.rollback()
+        else:
+            await run_async(_abort(), adapter)
+
+    def _run_sync(self, delivery: Delivery, handler: Any) -> None:
+        with self._gate if self._home.dialect == "sqlite" else contextlib.nullcontext():
+            adapter = self._home.take_sync()
+            whole = False
+            try:
+                if run_sync(self._open(delivery), adapter):
+                    handler(delivery, adapter.conn)
+                run_sync(_commit(adapter), adapter)
+                whole = True
+            except Exception:
+                self._undo_sync(adapter)
+                whole = True
+                raise
+            finally:
+                self._home.give_sync(adapter, broken=not whole)
+
+    def _undo_sync(self, adapter: SyncAdapter) -> None:
+        if adapter.dialect == "postgresql":
+            adapter.conn.rollback()
+        else:
+            run_sync(_abort(), adapter)
+
+    def _open(self, delivery: Delivery) -> Steps[bool]:
+        yield Begin()
+        return (yield from self._claim_in(delivery, delivery.group))
+
+    async def aclose(self) -> None:
+        await self._home.aclose()
+        self._home.close_sync()
+
+
+def _commit(adapter: Any) -> Steps[None]:
+    """The handler must have left the transaction open, else its effect and the claim were not one commit."""
+    conn = adapter.conn
+    is_open = conn.in_transaction if adapter.dialect == "sqlite" else conn.info.transaction_status.name in ("INTRANS", "INERROR")
+    if not is_open:
+        raise UsageError("handler_ended_transaction", "the handler committed or rolled back by itself; leave that to the Consumer")
+    yield Commit()
+
+
+def _abort() -> Steps[None]:
+    yield Abort()
+
+
+def claim_unordered(tables: Tables, delivery: Delivery, group: str, now_ms: int) -> Steps[bool]:
+    """One row (group, generation, message). The count of the insert tells, never an error."""
+    rows: Rows = yield tables.sql("inbox_put", group, delivery.generation, _message_key(delivery.id), now_ms)
+    return bool(rows)
+
+
+def _message_key(id: str) -> bytes:
+    uuid, _, index = id.rpartition("-")
+    return UUID(uuid).bytes + int(index).to_bytes(2, "big")
+
+
+def claim_ordered(tables: Tables, delivery: Delivery, group: str) -> Steps[bool]:
+    """The key's row is locked first: it is the fence against a consumer whose lease has ended (R13). Then R6."""
+    if delivery.key is None or delivery.sequence is None:
+        raise UsageError("bad_request", "a delivery of an ordered topic has a key and a number")
+    at = (group, delivery.generation, delivery.source or "", delivery.topic, delivery.key.encode())
+    yield tables.sql("key_put", *at)
+    rows: Rows = yield tables.sql("key_last", *at)
+    last, number = int(rows[0][0]), delivery.sequence
+    in_missed = False
+    if number <= last and delivery.redriven:
+        taken: Rows = yield tables.sql("missed_take", *at, number)
+        in_missed = bool(taken)
+    claim = inbox_rules.judge(last=last, number=number, redriven=delivery.redriven, in_missed=in_missed)
+    if claim is Claim.RUN:
+        for missed in inbox_rules.newly_missed(last=last, number=number, named=delivery.missed or ()):
+            yield tables.sql("missed_put", *at, missed)
+        yield tables.sql("key_set", number, *at)
+    return claim is not Claim.DUPLICATE
