@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from . import http
-from .common import Column, age, connected, fields, json_option, page, paged
+from .common import Column, Item, age, connected, emit, fields, json_option, page, paged
 from .lazy import Noun
 from .tail import text_of
 
@@ -51,10 +51,21 @@ def ls(remote: http.Remote, group: str | None, topic: str | None, as_json: bool,
 def show(remote: http.Remote, id_: str, group: str, as_json: bool) -> None:
     """One dead letter: its body, and what happened at each attempt."""
     item = remote.get(http.path("groups", group, "dead-letters", id_))
-    fields(item, as_json=as_json, leave_out=("history", "data", "data_base64"))
+    body = _body(remote, item.get("message_id"))
     if as_json:
+        emit(item | ({"message": body} if body else {}))
         return
+    fields(item, as_json=False, leave_out=("history",))
     for line in (item.get("history") or "").splitlines():
         click.echo(f"  {line}")
-    if "data" in item or "data_base64" in item:
-        click.echo(text_of(item))
+    if body:
+        click.echo(text_of(body))
+
+
+def _body(remote: http.Remote, message_id: str | None) -> Item | None:
+    """The message itself, where it can still be looked at."""
+    try:
+        found: Item | None = remote.get(http.path("messages", message_id)) if message_id else None
+    except http.Refused:
+        return None
+    return found

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import click
 
-from .common import Column, page, paged
+from .common import Column, json_option, rows
 from .lazy import Failure, Noun, later
 
 ADMIN = "halfmsg.outbox.admin"
@@ -18,8 +17,8 @@ COLUMNS: tuple[Column, ...] = (
     ("id", lambda item: item["id"]),
     ("topic", lambda item: item.get("topic")),
     ("key", lambda item: item.get("key")),
-    ("state", lambda item: item.get("state")),
-    ("refused", lambda item: item.get("refused")),
+    ("number", lambda item: item.get("sequence")),
+    ("state", lambda item: f"refused: {item['refused']}" if item.get("refused") else "waits"),
 )
 
 
@@ -50,16 +49,20 @@ def _told(command: Callable[..., Any]) -> Callable[..., Any]:
 @_told
 def install(url: str, print_only: bool) -> None:
     """Create the tables of outbox, fence and inbox in the database at URL; what is there already stays."""
-    for line in later(ADMIN, "install", "outbox install")(url, print_only):
-        click.echo(line)
+    done = later(ADMIN, "install", "outbox install")(url, print_only)
+    if print_only:
+        click.echo("".join(f"{statement};\n" for statement in done), nl=False)
+    else:
+        click.echo(f"created {', '.join(done)}" if done else "nothing to do: the tables are there")
 
 
 @outbox.command()
-@click.argument("dialect", type=click.Choice(("sqlite", "postgresql", "mysql", "mariadb")))
+@click.argument("dialect", type=click.Choice(("sqlite", "postgresql")))
 @_told
 def sql(dialect: str) -> None:
     """Print the tables' SQL for your own migrations."""
-    click.echo(later(ADMIN, "sql", "outbox sql")(dialect))
+    for statement in later("halfmsg.outbox.tables", "statements", "outbox sql")(dialect):
+        click.echo(f"{statement};")
 
 
 @outbox.command()
@@ -82,16 +85,19 @@ def relay(target: str) -> None:
     """Hand over, answer check-backs, clean up, until Ctrl-C."""
     if ":" not in target:
         raise click.UsageError(f"{target!r} is not MODULE:OUTBOX, e.g. orders:outbox")
-    sys.path.insert(0, "")  # as `python -m` does: a service's modules stand where it is started
     raise click.exceptions.Exit(later(ADMIN, "relay", "outbox relay")(target) or 0)
 
 
 @outbox.command()
 @click.argument("url")
-@paged
+@click.option("--limit", type=click.IntRange(1, 1_000), default=100, show_default=True)
+@json_option
 @_told
-def ls(url: str, as_json: bool, limit: int, cursor: str | None) -> None:
+def ls(url: str, limit: int, as_json: bool) -> None:
     """Rows not handed over, and refused ones."""
-    page(later(ADMIN, "rows", "outbox ls")(url, limit, cursor), COLUMNS, as_json=as_json, empty="nothing waits to be handed over")
+    import msgspec
+
+    found = [msgspec.to_builtins(each) for each in later(ADMIN, "waiting", "outbox ls")(url, limit)]
+    rows(found, COLUMNS, as_json=as_json, empty="nothing waits to be handed over")
 
 

@@ -10,7 +10,9 @@ from .lazy import Noun
 
 
 def _ways(item: Item) -> str:
-    return "+".join(filter(None, ("stream" if item.get("said_hello") else "", "http" if item.get("check_url") else ""))) or "none"
+    """How it can be asked now; a library that said hello once and has no stream open is `stream (gone)`."""
+    stream = f"{item['streams']} stream" if item.get("streams") else "stream (gone)" if item.get("said_hello") else ""
+    return "+".join(filter(None, (stream, "http" if item.get("check_url") else ""))) or "none"
 
 
 COLUMNS: tuple[Column, ...] = (
@@ -18,7 +20,7 @@ COLUMNS: tuple[Column, ...] = (
     ("asked by", _ways),
     ("in doubt", lambda item: item.get("in_doubt")),
     ("parked", lambda item: item.get("parked")),
-    ("circuit", lambda item: item.get("circuit")),
+    ("circuit", lambda item: "open" if item.get("circuit_open") else "closed"),
     ("frozen", lambda item: item.get("frozen")),
     ("source", lambda item: item.get("source")),
 )

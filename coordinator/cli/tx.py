@@ -26,7 +26,7 @@ def tx() -> None:
 @connected
 def ls(remote: http.Remote, state: str | None, producer: str | None, older: float | None, as_json: bool, limit: int, cursor: str | None) -> None:
     """Transactions, oldest first."""
-    answer = remote.get("/v1/transactions", state=state, producer=producer, older_than_s=older, limit=limit, cursor=cursor)
+    answer = remote.get("/v1/transactions", state=state, producer=producer, older_than_s=None if older is None else int(older), limit=limit, cursor=cursor)
     page(answer, COLUMNS, as_json=as_json, empty="no such transactions")
 
 
@@ -66,20 +66,17 @@ def show(remote: http.Remote, id_: str, as_json: bool) -> None:
 
 
 def life(item: Item) -> list[str]:
-    """What happened, each with the time since prepare, then where each message stands."""
+    """What happened, each with the time since prepare; what comes next; where each message stands."""
     began = ms_of(item["prepared_at"])
-    lines = [f"{item['id']}  {item['state']}  {item.get('producer') or 'plain send'}  digest {item['digest']}", f"  prepared  {item['prepared_at']}"]
+    lines = [f"{item['id']}  {item['state']}  {item.get('producer') or 'plain send'}  prepared {item['prepared_at']}"]
     for entry in item.get("history") or ():
-        lines.append(f"  {entry['what']}  +{span(ms_of(entry['at']) - began)}{'  ' + entry['detail'] if entry.get('detail') else ''}")
-    if item.get("decided_at"):
-        lines.append(f"  {item['state']}  +{span(ms_of(item['decided_at']) - began)}  by {item.get('decided_by', '?')}{_why(item)}")
-    elif item.get("next_check_at"):
-        lines.append(f"  next check  {item['next_check_at']}{_why(item)}")
+        when = "now" if entry["at"] == "now" else f"+{span(ms_of(entry['at']) - began)}"
+        lines.append(f"  {when:<8}  {entry['what']}{'  ' + entry['detail'] if entry.get('detail') else ''}")
+    if item.get("next_check_at"):
+        lines.append(f"  next check {item['next_check_at']}")
+    if item.get("reason"):
+        lines.append(f"  {item['reason']}")
     return lines + [f"  {message['id']}  {message['topic']}{standing(message)}" for message in item.get("messages", ())]
-
-
-def _why(item: Item) -> str:
-    return f"  {item['reason']}" if item.get("reason") else ""
 
 
 def standing(message: Item) -> str:

@@ -22,7 +22,7 @@ from .screen import Screen, console
 from .shop import Failed, Shop
 from .story import ORDERS, Story
 
-KILLS: Final = 9
+KILLS: Final = 12
 CONNECT_S: Final = 3
 INTERRUPTED: Final = 130
 
@@ -72,7 +72,7 @@ async def _play(chosen: Chosen, screen: Screen, invoices: list[csvbook.Invoice],
         async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(force_close=True)) as web:
             books = await _perform(chosen, screen, Shop(web, programs), invoices, folder)
         if not books.balanced:
-            screen.problems(books.problems, folder)
+            screen.problems("THE BOOKS DO NOT BALANCE.", books.problems, folder)
             return 1
         screen.line(f"Books balance.   {asyncio.get_running_loop().time() - start:.1f} s")
         if chosen.keep:
@@ -81,7 +81,7 @@ async def _play(chosen: Chosen, screen: Screen, invoices: list[csvbook.Invoice],
                 await asyncio.Event().wait()
         return 0
     except (Failed, ProcessFailed) as error:
-        screen.problems([str(error)], folder)
+        screen.problems("FAILED before the books could be counted.", [str(error)], folder)
         return 1
     finally:
         await _stop(programs)

@@ -74,8 +74,10 @@ class Screen:
         self._labelled("  kill -9", ", ".join(f"{name} {n}" for name, n in kills))
         self.line()
 
-    def problems(self, problems: Sequence[str], folder: Path) -> None:
-        self.line("THE BOOKS DO NOT BALANCE." if problems else "FAILED.")
+    def problems(self, title: str, problems: Sequence[str], folder: Path) -> None:
+        """What is wrong, each on a line of its own, and where to look."""
+        self.line()
+        self.line(title)
         for problem in problems:
             self.line(f"  - {problem}")
         self.line(f"Databases and logs are kept in {folder}")
