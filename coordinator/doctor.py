@@ -349,10 +349,13 @@ def _asked(conn: sqlite3.Connection, name: str, sql: str, meaning: str, steps_ma
         cursor = conn.execute(sql)
         columns = [column[0] for column in cursor.description]
         rows = tuple(dict(zip(columns, map(_plain, row), strict=True)) for row in cursor.fetchall())
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
-            raise
-        return Finding(name, None, (), meaning)
+    except sqlite3.DatabaseError as error:
+        code = error.sqlite_errorcode & 0xFF
+        if code == sqlite3.SQLITE_INTERRUPT:
+            return Finding(name, None, (), meaning)
+        if code == sqlite3.SQLITE_CORRUPT:
+            return Finding(name, False, ({"error": str(error)},), meaning)
+        raise
     finally:
         conn.set_progress_handler(None, 0)
     return Finding(name, not rows, rows, meaning)

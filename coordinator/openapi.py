@@ -76,6 +76,7 @@ def _problem() -> dict[str, Any]:
         "type": "object",
         "required": ["type", "title", "status", "detail", "code"],
         "properties": {
-            "type": text, "title": text, "status": {"type": "integer"}, "detail": text, "code": {"type": "string", "enum": sorted(CODES)}, "request_id": text,
+            "type": text, "title": text, "status": {"type": "integer"}, "detail": text, "request_id": text,
+            "code": {"type": "string", "enum": sorted(CODES)},
         },
     }  # fmt: skip

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
@@ -14,7 +16,7 @@ from ..digests import transaction_digest
 from ..env import Env
 from ..messages import Content, Decision, Fetch, Kind, Settle, SettleMany
 from ..parse import message
-from ..service import fetching, groups, settling, topics, transactions
+from ..service import fetching, groups, producers, settling, topics, transactions
 from ..settings import Settings
 from ..store.sqlite.backend import SqliteBackend
 from ..wire import MessageIn
@@ -33,10 +35,9 @@ class _Store:
         self.group([(topics.put, topics.TopicWanted("bench", Kind.UNORDERED))])
         wanted = groups.GroupWanted("g", (groups.Wanted("bench", None, ()),), "earliest", None, 16, None, None)
         self.group([(groups.put, wanted)])
-        hello = __import__("halfmsg.coordinator.service.producers", fromlist=["producers"])
-        self.group([(hello.hello, hello.Hello(PRODUCER, None))])
+        self.group([(producers.hello, producers.Hello(PRODUCER, None))])
 
-    def group(self, calls: list) -> list:  # type: ignore[type-arg]
+    def group(self, calls: list[Any]) -> list[Any]:
         self.backend.begin()
         tx = self.backend.tx
         now = tx.now = self.clock.now_ms()
@@ -50,8 +51,7 @@ def store_rate(plan: Plan, folder: str) -> float:
     """Complete transactions a second: prepare, commit, fetch, ack, each in groups of `batch`."""
     with tempfile.TemporaryDirectory(dir=folder or None) as where:
         store = _Store(Path(where) / "floor.db")
-        data = body()
-        one = message(MessageIn(topic="bench", data_base64=None or __import__("base64").b64encode(data).decode()), 0, packed=False)
+        one = message(MessageIn(topic="bench", data_base64=base64.b64encode(body()).decode()), 0, packed=False)
         digest = transaction_digest([one.digest])
         done, started = 0, time.perf_counter()
         while time.perf_counter() - started < plan.seconds:

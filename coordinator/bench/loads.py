@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
@@ -95,13 +94,13 @@ class HttpLoad:
     def __init__(self, port: int, plan: Plan) -> None:
         self.port, self.plan, self.acked = port, plan, Counted()
         self._ids = Ids()
-        self._content = base64.b64encode(b"").decode()
         self._free: asyncio.Queue[http_load.Connection] = asyncio.Queue()
         self._stop = asyncio.Event()
 
     def prepare(self) -> tuple[str, bytes]:
         id = self._ids.transaction()
-        return id, http_load.post("/v1/transactions", b'{"id":"%b","producer":"bench","messages":[{"topic":"bench","data":%b}]}' % (id.encode(), body()))
+        content = b'{"id":"%b","producer":"bench","messages":[{"topic":"bench","data":%b}]}' % (id.encode(), body())
+        return id, http_load.post("/v1/transactions", content)
 
     async def one(self) -> float:
         connection = await self._free.get()

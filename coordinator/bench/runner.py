@@ -100,7 +100,8 @@ def _report(rows: list[dict[str, float]], say: Callable[[str], None]) -> int:
 def _answer() -> str:
     digest, id = "0" * 32, "01a1fdc3-1afc-7405-a6ea-33b7dde5a5dc"
     messages = [{"id": f"{id}-0", "topic": TOPIC}]
-    return json.dumps({"id": id, "state": "prepared", "digest": digest, "prepared_at": "2026-01-01T00:00:00.000Z", "attempts": 0, "messages": messages})
+    at = "2026-01-01T00:00:00.000Z"
+    return json.dumps({"id": id, "state": "prepared", "digest": digest, "prepared_at": at, "attempts": 0, "messages": messages})
 
 
 @contextmanager
@@ -139,7 +140,8 @@ def _wait(port: int, child: subprocess.Popen[bytes]) -> None:
 def _make(port: int) -> None:
     """Topic, group and a producer with a way to ask."""
     group = {"topics": [{"topic": TOPIC}]}
-    for path, body in ((f"topics/{TOPIC}", {"kind": "unordered"}), (f"groups/{GROUP}", group), (f"producers/{PRODUCER}", {"check_url": "http://127.0.0.1:1/x"})):
+    producer = {"check_url": "http://127.0.0.1:1/x"}
+    for path, body in ((f"topics/{TOPIC}", {"kind": "unordered"}), (f"groups/{GROUP}", group), (f"producers/{PRODUCER}", producer)):
         data = json.dumps(body).encode()
         request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/{path}", data, {"Content-Type": "application/json"}, method="PUT")
         urllib.request.urlopen(request, timeout=5).close()

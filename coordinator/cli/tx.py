@@ -26,7 +26,8 @@ def tx() -> None:
 @connected
 def ls(remote: http.Remote, state: str | None, producer: str | None, older: float | None, as_json: bool, limit: int, cursor: str | None) -> None:
     """Transactions, oldest first."""
-    answer = remote.get("/v1/transactions", state=state, producer=producer, older_than_s=None if older is None else int(older), limit=limit, cursor=cursor)
+    older_than_s = None if older is None else int(older)
+    answer = remote.get("/v1/transactions", state=state, producer=producer, older_than_s=older_than_s, limit=limit, cursor=cursor)
     page(answer, COLUMNS, as_json=as_json, empty="no such transactions")
 
 

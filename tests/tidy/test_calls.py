@@ -23,6 +23,7 @@ ALLOWED: list[tuple[str, set[str], str]] = [
     ("coordinator/cli.py", ALL, "the entry point reads the environment and hands the real clock down"),
     ("coordinator/cli_*.py", ALL, "the entry point"),
     ("coordinator/cli/*", ALL, "the entry point"),
+    ("coordinator/bench/*", ALL, "a program that measures; it constructs its own load"),
     ("coordinator/loops.py", SLEEP, "the timer around tick(), which is what is tested"),
     ("txclient/_settings.py", ENVIRONMENT, "HALFMSG_URL, HALFMSG_TOKEN and HALFMSG_NAMESPACE are the defaults of Client()"),
     ("txclient/_retry.py", SLEEP | RANDOM, "the wait between two attempts, with jitter"),

@@ -1,0 +1,229 @@
+"""The one checker: reads a history (`history.py`) and says where a promise was broken. Pure; imports nothing of halfmsg.
+
+    lost               P2  committed locally, or acknowledged as sent, and neither an effect in a group that stood nor in a list
+    ghost              P1  an effect, or a commit at the coordinator, of what never committed locally; an effect where nobody asked for it
+    doubled            P6  two effects of one message in one group and generation
+    inverted           P7  per producer, topic and key: numbers not in commit order, effects not in order, one passed over that is not dead
+    changed            P4, P5  two decisions about one transaction, whoever named them: coordinator, answer, fence
+    acknowledged_lost  P3  a success answer that the end contradicts
+    wrong_body         P8  what a group got is not what was committed
+    unsound            an invariant of the store that does not hold
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from .history import Event
+
+DECIDED = ("committed", "rolled_back")
+SAID = {"commit": "committed", "submit": "committed", "send": "committed", "rollback": "rolled_back"}
+Place = tuple[str, str, str]
+"""Producer, topic and key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is wrong, a line each; right where all lists are empty."""
+
+    lost: list[str] = field(default_factory=list)
+    ghost: list[str] = field(default_factory=list)
+    doubled: list[str] = field(default_factory=list)
+    inverted: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    acknowledged_lost: list[str] = field(default_factory=list)
+    wrong_body: list[str] = field(default_factory=list)
+    unsound: list[str] = field(default_factory=list)
+
+    def counts(self) -> dict[str, int]:
+        return {kind.name: len(getattr(self, kind.name)) for kind in fields(self)}
+
+    @property
+    def ok(self) -> bool:
+        return not any(self.counts().values())
+
+    def found(self) -> set[str]:
+        return {kind for kind, count in self.counts().items() if count}
+
+
+@dataclass(slots=True)
+class _Facts:
+    """The history, sorted by what it is about."""
+
+    groups: dict[str, tuple[float, set[str]]] = field(default_factory=dict)
+    committed: dict[str, Event] = field(default_factory=dict)
+    sent: dict[str, Event] = field(default_factory=dict)
+    acknowledged: list[Event] = field(default_factory=list)
+    said: dict[str, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))  # transaction -> state -> who said it first
+    final: dict[str, str] = field(default_factory=dict)
+    effects: dict[str, list[Event]] = field(default_factory=lambda: defaultdict(list))
+    dead: dict[str | None, set[str]] = field(default_factory=lambda: defaultdict(set))
+    listed: set[str] = field(default_factory=set)  # transactions in a list that an operator sees
+    held: set[str] = field(default_factory=set)
+    findings: list[Event] = field(default_factory=list)
+    places: dict[Place, list[Event]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, event: Event) -> None:
+        match event["event"]:
+            case "group":
+                self.groups[event["group"]] = (event["at"], set(event["topics"]))
+            case "committed":
+                self.committed[event["message"]] = event
+                if event["sequence"] is not None:
+                    self.places[event["producer"], event["topic"], event["key"]].append(event)
+            case "sent":
+                self.sent[event["message"]] = event
+            case "acknowledged":
+                self.acknowledged.append(event)
+                self.say(event, SAID.get(event["what"], event["state"]))
+            case "answered":
+                self.say(event, event["state"])
+            case "decided" | "undecided":
+                self.stand(event)
+            case "effect":
+                self.effects[event["group"]].append(event)
+            case "dead":
+                self.dead[event["group"]].add(event["message"])
+            case "held":
+                self.held.add(event["message"])
+            case "conflict" | "refused":
+                self.listed.add(event["transaction"])
+            case "finding":
+                self.findings.append(event)
+
+    def say(self, event: Event, state: str) -> None:
+        if state in DECIDED:
+            self.said[event["transaction"]].setdefault(state, f"{event['process']}, {event.get('what') or event.get('by') or event['event']}")
+
+    def stand(self, event: Event) -> None:
+        self.say(event, event["state"])
+        if event.get("final"):
+            self.final[event["transaction"]] = event["state"]
+            if event["state"] == "parked":
+                self.listed.add(event["transaction"])
+
+    def is_listed(self, group: str, message: str) -> bool:
+        return (
+            message in self.dead[group] or message in self.dead[None] or message in self.held or message.rpartition("-")[0] in self.listed
+        )  # fmt: skip
+
+
+def check(history: Iterable[Event]) -> Verdict:
+    """Judge a whole history, from the first start to the state at rest."""
+    facts = _Facts()
+    for event in history:
+        facts.add(event)
+    return Verdict(
+        lost=list(_lost(facts, facts.committed)),
+        ghost=[*_ghost_effects(facts), *_ghost_decisions(facts)],
+        doubled=list(_doubled(facts)),
+        inverted=[*_numbers(facts), *_inverted(facts)],
+        changed=list(_changed(facts)),
+        acknowledged_lost=[*_answers(facts), *_lost(facts, _sends(facts))],
+        wrong_body=list(_wrong_body(facts)),
+        unsound=[f"{event['name']}: {event['rows']}" for event in facts.findings],
+    )
+
+
+def _lost(facts: _Facts, owed: dict[str, Event]) -> Iterator[str]:
+    for group, (since, topics) in facts.groups.items():
+        done = {effect["message"] for effect in facts.effects[group]}
+        for message, event in owed.items():
+            if event["topic"] in topics and event["at"] >= since and message not in done and not facts.is_listed(group, message):
+                state = facts.final.get(event["transaction"], "not known")
+                yield f"{group}: {_name(event)} had no effect; its transaction is {state} at the coordinator"
+
+
+def _sends(facts: _Facts) -> dict[str, Event]:
+    told = {event["transaction"] for event in facts.acknowledged if event["what"] == "send"}
+    return {message: event for message, event in facts.sent.items() if event["transaction"] in told}
+
+
+def _ghost_effects(facts: _Facts) -> Iterator[str]:
+    for group, effects in facts.effects.items():
+        topics = facts.groups.get(group, (0.0, set[str]()))[1]
+        for effect in effects:
+            if effect["message"] not in facts.committed and effect["message"] not in facts.sent:
+                yield f"{group}: effect of {_name(effect)}, which never committed"
+            elif effect["topic"] not in topics:
+                yield f"{group}: effect of {_name(effect)}, and the group has no such topic"
+
+
+def _ghost_decisions(facts: _Facts) -> Iterator[str]:
+    true = {event["transaction"] for event in [*facts.committed.values(), *facts.sent.values()]}
+    for transaction, said in facts.said.items():
+        if "committed" in said and transaction not in true:
+            yield f"{transaction} is committed ({said['committed']}), and its local transaction never was"
+
+
+def _doubled(facts: _Facts) -> Iterator[str]:
+    for group, effects in facts.effects.items():
+        for (message, generation), times in Counter((effect["message"], effect.get("generation", 1)) for effect in effects).items():
+            if times > 1:
+                yield f"{group}: {message} had {times} effects in generation {generation}"
+
+
+def _numbers(facts: _Facts) -> Iterator[str]:
+    """A key's numbers are 1, 2, 3, … in the order of the local commits."""
+    for (producer, topic, key), events in facts.places.items():
+        for expected, event in enumerate(events, 1):
+            if event["sequence"] != expected:
+                yield f"{producer} {topic} {key}: commit {expected} has the number {event['sequence']} ({event['message']})"
+                break
+
+
+def _inverted(facts: _Facts) -> Iterator[str]:
+    committed = {place: {event["sequence"]: event["message"] for event in events} for place, events in facts.places.items()}
+    for group, effects in facts.effects.items():
+        last: dict[tuple[Any, ...], int] = {}
+        for effect in effects:
+            number = effect["sequence"]
+            if number is None or effect.get("redriven"):
+                continue
+            place = (effect["producer"], effect["topic"], effect["key"])
+            at = (*place, effect.get("generation", 1))
+            before = last.get(at, 0)
+            if number <= before:
+                yield f"{group}: {_name(effect)} after number {before}"
+            yield from _passed_over(facts, group, place, committed.get(place, {}), range(before + 1, number))
+            last[at] = max(before, number)
+
+
+def _passed_over(facts: _Facts, group: str, place: Place, committed: dict[int, str], numbers: Iterable[int]) -> Iterator[str]:
+    for number in numbers:
+        message = committed.get(number)
+        if message is not None and message not in facts.dead[group] and message not in facts.dead[None]:
+            yield f"{group}: {' '.join(place)} number {number} ({message}) was passed over and is no dead letter"
+
+
+def _changed(facts: _Facts) -> Iterator[str]:
+    for transaction, said in facts.said.items():
+        if len(said) > 1:
+            yield f"{transaction}: " + ", ".join(f"{state} ({who})" for state, who in said.items())
+
+
+def _answers(facts: _Facts) -> Iterator[str]:
+    for event in facts.acknowledged:
+        final = facts.final.get(event["transaction"])
+        if final is None:
+            yield f"{event['transaction']}: {event['what']} was acknowledged ({event['process']}), and the coordinator does not know it"
+            continue
+        said = SAID.get(event["what"], event["state"])
+        if said in DECIDED and final != said:
+            yield f"{event['transaction']}: {event['what']} was acknowledged as {said} ({event['process']}), and it is {final}"
+
+
+def _wrong_body(facts: _Facts) -> Iterator[str]:
+    for group, effects in facts.effects.items():
+        for effect in effects:
+            true = facts.committed.get(effect["message"]) or facts.sent.get(effect["message"])
+            if true is not None and true["digest"] != effect["digest"]:
+                yield f"{group}: {_name(effect)} has digest {effect['digest']}, committed was {true['digest']}"
+
+
+def _name(event: Event) -> str:
+    key = "" if event.get("key") is None else f" key {event['key']} number {event['sequence']}"
+    return f"{event['message']} ({event.get('producer') or 'sent'} {event['topic']}{key})"
