@@ -367,7 +367,7 @@ def _plain(value: Any) -> Any:
 
 _decode_extra = msgspec.msgpack.Decoder(tuple[str, dict[str, str] | None, str | None]).decode
 _BODY = """
-SELECT x.m, t.name, k.key, x.tag, x.extra, x.body, x.digest FROM message x JOIN topic t ON t.id = x.topic LEFT JOIN okey k ON k.id = x.okey
+SELECT x.m, t.name, k.key, CAST(x.tag AS BLOB), x.extra, x.body, x.digest FROM message x JOIN topic t ON t.id = x.topic LEFT JOIN okey k ON k.id = x.okey
 WHERE x.m >= ? ORDER BY x.m LIMIT 1"""
 
 
@@ -387,9 +387,10 @@ def check_bodies(conn: sqlite3.Connection, *, limit: int = ROWS_MAX, sample: int
     return Finding("body_is_as_sent", not wrong, tuple(wrong), BODY_MEANING)
 
 
-def _is_sound(topic: str, key: bytes | None, tag: str | None, extra: bytes, body: bytes, digest: bytes) -> bool:
+def _is_sound(topic: str, key: bytes | None, tag: bytes | None, extra: bytes, body: bytes, digest: bytes) -> bool:
     try:
         content_type, attributes, _ = _decode_extra(extra)
-    except msgspec.MsgspecError:
-        return False
-    return message_digest(topic=topic, key=key, tag=tag, content_type=content_type, body=body, attributes=attributes) == digest
+        words = None if tag is None else tag.decode()
+        return message_digest(topic=topic, key=key, tag=words, content_type=content_type, body=body, attributes=attributes) == digest
+    except (msgspec.MsgspecError, ValueError, TypeError):
+        return False  # damage may reach the types of columns and the UTF-8 of texts

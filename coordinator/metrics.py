@@ -122,9 +122,7 @@ class Metrics:
     def _make_producer_families(self) -> None:
         counter, histogram = self._counter, self._histogram
         self._received = _Children(counter("half_messages_received", "Half messages stored by prepare.", "topic", "producer"))
-        self._resolutions = _Children(
-            counter("resolutions", "Transactions decided, by outcome and by who decided.", "producer", "outcome", "source")
-        )
+        self._resolutions = _Children(counter("resolutions", "Transactions decided, by outcome and by who decided.", "producer", "outcome", "source"))
         self._resolution_s = _Children(
             histogram("half_message_resolution_duration_seconds", "From prepare to decision.", RESOLUTION_BUCKETS, "outcome", "source")
         )

@@ -34,9 +34,11 @@ def install(url: str, print_only: bool = False, prefix: str = "halfmsg_") -> lis
     if print_only:
         return list(tables.statements(home.dialect, prefix))
     missing = home.run_sync(home.tables.missing()) if home.dialect == "postgresql" else _missing_before(home)
-    if missing:
-        home.run_sync(home.tables.install(os.urandom(16)), transaction=True)
-    home.close_sync()
+    try:
+        if missing or not home.run_sync(home.tables.is_filled()):  # made by the DDL alone, in a migration of yours: no rows yet
+            home.run_sync(home.tables.install(os.urandom(16)), transaction=True)
+    finally:
+        home.close_sync()
     return missing
 
 
@@ -80,7 +82,7 @@ def waiting(url: str, limit: int = 100, prefix: str = "halfmsg_") -> list[Waitin
 
 def _waiting(home: Home, limit: int) -> Steps[list[Waiting]]:
     found: list[Waiting] = []
-    unsent: Rows = yield home.tables.sql("unsent", limit)
+    unsent: Rows = yield home.tables.sql("unsent", *fence.FIRST, limit)
     refused: Rows = yield home.tables.sql("refused", limit)
     for id, why in [(row[0], None) for row in unsent] + [(row[0], row[1]) for row in refused]:
         rows: Rows = yield home.tables.sql("out_of", bytes(id))

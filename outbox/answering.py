@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 from halfmsg.checkback import Answer, Question, Verdict
 
 from . import fence
-from .effects import Rows, Sql, Steps
+from .effects import Rows, Steps
 from .fence import COMMITTED, Fate
 from .tables import Tables
 
@@ -44,10 +44,14 @@ def rule(tables: Tables, question: Question) -> Steps[Answer | None]:
     raw = raw_id(question.id)
     if raw is None:
         return None
+    return as_answer((yield from lay(tables, raw, question.mark)))
+
+
+def lay(tables: Tables, id: bytes, mark: int) -> Steps[Fate]:
+    """`fence.lay_tombstone` that waits 50 ms at most for who holds the row; on SQLite the connection's busy time is that."""
     if tables.dialect == "postgresql":
         yield tables.sql("lock_wait")
-    fate = yield from fence.lay_tombstone(tables, raw, question.mark)
-    return as_answer(fate)
+    return (yield from fence.lay_tombstone(tables, id, mark))
 
 
 def is_locked(error: BaseException) -> bool:
@@ -67,7 +71,3 @@ def who_holds(tables: Tables, topic: str, key: str, sequence: int) -> Steps[str 
     """The transaction that holds a number that has not arrived (R5)."""
     rows: Rows = yield tables.sql("who", topic, key.encode(), sequence)
     return fence.id_text(rows[0][0]) if rows else None
-
-
-def set_wait(milliseconds: int) -> Steps[Any]:
-    yield Sql(f"PRAGMA busy_timeout = {milliseconds}")

@@ -13,7 +13,7 @@ from halfmsg.txclient import Message, MessageOptions, UsageError
 
 from . import fence
 from .adapters import adapter_of
-from .effects import Abort, AsyncAdapter, Begin, Commit, Steps, SyncAdapter, ending, run_async, run_sync
+from .effects import Abort, AsyncAdapter, Begin, Commit, Steps, SyncAdapter, run_async, run_sync
 from .fence import Attempt
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class _Tx(Generic[C]):
     def __init__(self, outbox: Outbox, conn: C) -> None:
         self.conn = conn
         self._outbox = outbox
-        self._attempt = Attempt(outbox._id(None), outbox.client.time_ms, stored=False)
+        self._attempt = Attempt(outbox._id(None), outbox._mark(), stored=False)
         self._count = 0
         self._pending = 0
         self._failed: BaseException | None = None
@@ -37,12 +37,14 @@ class _Tx(Generic[C]):
     def _add(self, messages: list[Message]) -> Steps[list[Receipt]]:
         from .outbox import receipts_of
 
-        first, self._count = self._count, self._count + len(messages)
-        if self._count > 1_000:
+        if self._failed is not None:
+            raise self._failed
+        if self._count + len(messages) > 1_000:
             raise UsageError("too_large", "more than 1,000 messages in one block; use another transaction")
+        first, self._count = self._count, self._count + len(messages)
         try:
-            drawn = yield from ending(fence.add(self._outbox._home.tables, self._attempt, messages, first, self._outbox._source))
-        except BaseException as error:
+            drawn = yield from fence.add(self._outbox._home.tables, self._attempt, messages, first, self._outbox._source)
+        except BaseException as error:  # not ended here: what the caller writes after it must fall with the block, not commit by itself
             self._failed = error
             raise
         return receipts_of(self._attempt.id, drawn)
@@ -124,10 +126,10 @@ class Block(Generic[C]):
             await run_async(_end(self._outbox, self._tx, e), adapter)
             whole = True
         finally:
-            if e is not None and self._on is not None and adapter.dialect == "postgresql":
-                await adapter.conn.rollback()
             if self._on is None:
                 await self._outbox._home.give(adapter, broken=not whole)
+            elif _is_aborted(adapter):
+                await adapter.conn.rollback()
             self._wake()
 
     # --- sync ---
@@ -151,10 +153,10 @@ class Block(Generic[C]):
             run_sync(_end(self._outbox, self._tx, e), adapter)
             whole = True
         finally:
-            if e is not None and self._on is not None and adapter.dialect == "postgresql":
-                adapter.conn.rollback()
             if self._on is None:
                 self._outbox._home.give_sync(adapter, broken=not whole)
+            elif _is_aborted(adapter):
+                adapter.conn.rollback()
             self._wake()
 
     def _wake(self) -> None:
@@ -165,7 +167,16 @@ class Block(Generic[C]):
 def _begin(adapter: Any) -> Steps[None]:
     if _is_in_transaction(adapter):
         raise UsageError("already_in_transaction", "a transaction is open on this connection already; use outbox.publish(conn, …) inside it")
-    yield Begin()
+    try:
+        yield Begin()
+    except BaseException:
+        yield Abort()  # cancelled, and the database has begun: the caller's connection must not keep the lock
+        raise
+
+
+def _is_aborted(adapter: Any) -> bool:
+    """PostgreSQL: the server has ended it, and the caller's connection waits for the ROLLBACK."""
+    return bool(adapter.dialect == "postgresql" and not adapter.conn.closed and adapter.conn.info.transaction_status.name == "INERROR")
 
 
 def _is_in_transaction(adapter: Any) -> bool:

@@ -84,7 +84,7 @@ def read_meta(tables: Tables) -> Steps[Meta]:
         if _is_missing_table(error):
             raise schema_missing(tables) from error
         raise
-    found = {row[0]: (row[1], row[2]) for row in rows}
+    found = {bytes(row[0]).decode(): (row[1], row[2]) for row in rows}
     if "source" not in found or found["schema"][1] > SCHEMA_VERSION:
         raise schema_missing(tables)
     return Meta(bytes(found["source"][0]), found["source"][1], found["purged_before"][1])
@@ -228,11 +228,14 @@ def _wire_of(row: tuple[Any, ...]) -> dict[str, Any]:
     return wire | {name: value for name, value in optional.items() if value is not None}
 
 
-def read_unsent(tables: Tables, limit: int, bytes_max: int) -> Steps[list[Unsent]]:
-    """The oldest unsent row sets, up to a number and a size of bodies."""
+FIRST: Final = (-1, b"")
+
+
+def read_unsent(tables: Tables, limit: int, bytes_max: int, after: tuple[int, bytes] = FIRST) -> Steps[list[Unsent]]:
+    """The oldest unsent row sets after `(mark, id)`, up to a number and a size of bodies."""
     found: list[Unsent] = []
     size = 0
-    heads: Rows = yield tables.sql("unsent", limit)
+    heads: Rows = yield tables.sql("unsent", *after, limit)
     for id, digest, mark in heads:
         rows: Rows = yield tables.sql("out_of", bytes(id))
         found.append(Unsent(bytes(id), bytes(digest), mark, tuple(rows)))

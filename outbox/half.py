@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, overload
 from halfmsg.txclient import ApiError, Busy, HalfmsgError, Message, TransportError, UsageError, transaction_digest
 from halfmsg.txclient._sync import run as in_portal
 
-from . import fence
+from . import answering, fence
 from .effects import Steps, ending, run_async
 from .errors import AlreadyCommitted, Fenced
 from .fence import Attempt, Drawn, Fate
@@ -30,7 +30,7 @@ class Half:
 
     def __init__(self, outbox: Outbox, messages: list[Message], required: bool, id: bytes) -> None:
         self._outbox, self._messages, self._required = outbox, messages, required
-        self._attempt = Attempt(id, outbox.client.time_ms, stored=False)
+        self._attempt = Attempt(id, outbox._mark(), stored=False)
         self._digest = transaction_digest([message.digest() for message in messages])
         self._fenced = False
         self._sent = False
@@ -78,7 +78,7 @@ class Half:
         for _ in range(ATTEMPTS_MAX):
             if await self._prepare():
                 return self
-            self._attempt = Attempt(self._outbox._id(None), self._outbox.client.time_ms, stored=False)
+            self._attempt = Attempt(self._outbox._id(None), self._outbox._mark(), stored=False)
         raise Fenced("three ids in a row were rolled back before they were used; is something answering for this producer wrongly?")
 
     async def _prepare(self) -> bool:
@@ -135,12 +135,14 @@ class Half:
         """The block raised, which is no proof of anything once a COMMIT was sent (R1): lay the fence, or read that it stands."""
         if not self._sent and not self._fenced:
             return
+        relay = self._outbox._relay
         try:
             fate = await asyncio.shield(self._rule())
-        except Exception as error:
+        except Exception as error:  # locked: your transaction is still open, which is no proof either way; the relay looks again
             log.debug("half message %s: not ruled yet (%s); the check-back asks", self.id, error)
+            if relay is not None and self.acknowledged:
+                relay.remember(self._attempt.id)
             return
-        relay = self._outbox._relay
         if relay is None or fate.verdict is None:
             return
         if fate.verdict == fence.COMMITTED and not self.acknowledged:
@@ -150,16 +152,9 @@ class Half:
 
     async def _rule(self) -> Fate:
         outbox = self._outbox
-        mark = outbox.client.time_ms if self._attempt.mark is None else self._attempt.mark
-        steps = fence.lay_tombstone(outbox._home.tables, self._attempt.id, mark or 0)
-        adapter = await outbox._home.take()
-        whole = False
-        try:
-            fate = await run_async(own_transaction(steps), adapter)
-            whole = True
-            return fate
-        finally:
-            await outbox._home.give(adapter, broken=not whole)
+        steps = answering.lay(outbox._home.tables, self._attempt.id, self._attempt.mark or 0)
+        async with outbox._home.impatient() as adapter:
+            return await run_async(own_transaction(steps), adapter)
 
     def __enter__(self) -> Self:
         return in_portal(self.__aenter__())

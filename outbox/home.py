@@ -9,6 +9,8 @@ import asyncio
 import os
 import threading
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -50,10 +52,18 @@ class Home:
         idle = self._idle.get(asyncio.get_running_loop())
         if idle:
             return idle.pop()
-        adapter = await self._connect()
-        if not self._installed and self.dialect == "sqlite":
-            await self._install(adapter)
-        return adapter
+        return await self._connect()
+
+    @asynccontextmanager
+    async def impatient(self) -> AsyncIterator[AsyncAdapter]:
+        """A connection that on SQLite waits 50 ms for a lock; it is not used for anything else afterwards."""
+        adapter = await self.take()
+        try:
+            if adapter.dialect == "sqlite":
+                await run_async(one(self.tables.sql("lock_wait")), adapter)
+            yield adapter
+        finally:
+            await self.give(adapter, broken=True)
 
     async def give(self, adapter: AsyncAdapter, *, broken: bool = False) -> None:
         """Back to the idle ones. One on which something was cut off is closed: its state is not known (R1)."""
@@ -91,9 +101,17 @@ class Home:
 
             from .adapters.aiosqlite import AiosqliteAdapter
 
-            conn = await aiosqlite.connect(self._path, isolation_level=None, timeout=BUSY_TIMEOUT_S)
-            await conn.execute("PRAGMA synchronous = FULL")
-            return AiosqliteAdapter(conn)
+            opening = aiosqlite.connect(self._path, isolation_level=None, timeout=BUSY_TIMEOUT_S)
+            opening._thread.daemon = True  # an idle connection must not keep a process from its end
+            adapter = AiosqliteAdapter(await opening)
+            try:
+                await run_async(one(Sql("PRAGMA synchronous = FULL")), adapter)
+                if not self._installed:
+                    await self._install(adapter)
+            except BaseException:
+                await adapter.close()
+                raise
+            return adapter
         psycopg = _import_psycopg()
         from .adapters.psycopg import AsyncPsycopgAdapter
 
@@ -116,11 +134,7 @@ class Home:
         with self._lock:
             if self._idle_sync:
                 return self._idle_sync.pop()
-        adapter = self._connect_sync()
-        if not self._installed and self.dialect == "sqlite":
-            run_sync(_prepare_file(self.tables), adapter)
-            self._installed = True
-        return adapter
+        return self._connect_sync()
 
     def give_sync(self, adapter: SyncAdapter, *, broken: bool = False) -> None:
         conn: Any = adapter.conn
@@ -151,8 +165,16 @@ class Home:
             from .adapters.sqlite import SqliteAdapter
 
             conn = sqlite3.connect(self._path, isolation_level=None, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
-            conn.execute("PRAGMA synchronous = FULL")
-            return SqliteAdapter(conn)
+            adapter = SqliteAdapter(conn)
+            try:
+                conn.execute("PRAGMA synchronous = FULL")
+                if not self._installed:
+                    run_sync(_prepare_file(self.tables), adapter)
+                    self._installed = True
+            except BaseException:
+                conn.close()
+                raise
+            return adapter
         psycopg = _import_psycopg()
         from .adapters.psycopg import PsycopgAdapter
 
@@ -167,7 +189,16 @@ class Home:
         """A connection must not cross a fork: the child forgets its parent's and opens its own."""
         if self._pid != os.getpid():
             self._pid = os.getpid()
+            _PARENTS.append((self._idle, self._idle_sync))  # kept, not closed: the file or socket is the parent's
             self._idle, self._idle_sync, self._lock = {}, deque(), threading.Lock()
+
+
+_PARENTS: list[object] = []
+
+
+def one(effect: Sql) -> Steps[Rows]:
+    rows: Rows = yield effect
+    return rows
 
 
 def own_transaction(steps: Steps[T]) -> Steps[T]:

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from msgspec import Struct
 
-from halfmsg.checkback import Answer, Question, frames
+from halfmsg.checkback import Answer, Question, Verdict, frames
 from halfmsg.txclient import Client, HalfmsgError, Ids, Message, MessageOptions, UsageError
 from halfmsg.txclient._message import name_of
 from halfmsg.txclient._sync import run as in_portal
@@ -22,7 +22,7 @@ from . import _clock, answering, fence, tables
 from .adapters import adapter_of
 from .effects import AsyncAdapter, Steps, ending, run_async, run_sync
 from .fence import Attempt, Drawn
-from .home import Home
+from .home import Home, own_transaction
 from .relay import Relay
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class Outbox:
         self._home = Home(db, tables)
         self._ids = Ids()
         self._source: bytes | None = None
+        self._purged_before: int | None = None
         self._known: Mapping[str, Mapping[str, Any]] = {}
         self._dev = False
         self._relay: Relay | None = None
@@ -117,7 +118,7 @@ class Outbox:
         return Block(self, on)
 
     def _write(self, on: Any, messages: list[Message], pick: Callable[[list[Receipt]], Any]) -> Any:
-        attempt = Attempt(self._id(None), self.client.time_ms, stored=False)
+        attempt = Attempt(self._id(None), self._mark(), stored=False)
         steps = ending(fence.publish(self._home.tables, attempt, messages, self._source))
         return self.run_on(on, steps, lambda drawn: self._receipts(attempt, drawn, pick))
 
@@ -168,6 +169,10 @@ class Outbox:
         if len(message.body) > topic["max_message_bytes"]:
             raise UsageError("too_large", f"a body of {len(message.body)} bytes; topic {message.topic} takes {topic['max_message_bytes']}")
 
+    def _mark(self) -> int | None:
+        """The newest coordinator time seen, or `purged_before` as read at start (R3). None: the local transaction will read it."""
+        return self._purged_before if self.client.time_ms is None else self.client.time_ms
+
     def _id(self, text: str | None) -> bytes:
         try:
             return UUID(text or self._ids.transaction()).bytes
@@ -192,39 +197,30 @@ class Outbox:
         found = await self._home.run(answering.read_positive(self._home.tables, questions, source))
         absent = [q for q in questions if q.id not in found and (q.source is None or q.source == source.hex())]
         if absent:
-            async with self._asking() as adapter:
-                for question in absent:
-                    if _clock.monotonic() >= deadline:
-                        break
-                    answer = await self._rule(adapter, question)
-                    if answer is not None:
-                        found[question.id] = answer
+            try:
+                await self._rule_all(absent, found, deadline)
+            except Exception:  # a replica that takes no writes, a lost connection: what is proven is said, the rest is left out
+                log.warning("outbox %s: a question is answered in part only", self.name, exc_info=True)
         return found
 
-    @contextlib.asynccontextmanager
-    async def _asking(self) -> Any:
-        """A connection whose lock waits are 50 ms; it is not used for anything else afterwards."""
-        adapter = await self._home.take()
-        try:
-            if adapter.dialect == "sqlite":
-                await run_async(answering.set_wait(50), adapter)
-            yield adapter
-        finally:
-            await self._home.give(adapter, broken=True)
+    async def _rule_all(self, absent: Sequence[Question], found: dict[str, Answer], deadline: float) -> None:
+        async with self._home.impatient() as adapter:
+            for question in absent:
+                if _clock.monotonic() >= deadline:
+                    break
+                answer = await self._rule(adapter, question)
+                if answer is not None:
+                    found[question.id] = answer
 
     async def _rule(self, adapter: AsyncAdapter, question: Question) -> Answer | None:
-        from halfmsg.checkback import Verdict
-
-        from .home import own_transaction
-
         try:
             return await run_async(own_transaction(answering.rule(self._home.tables, question)), adapter)
         except Exception as error:
+            if not answering.is_locked(error):
+                raise
             if adapter.dialect == "postgresql":
                 await adapter.conn.rollback()
-            if answering.is_locked(error):
-                return Answer(Verdict.RUNNING)
-            raise
+            return Answer(Verdict.RUNNING)
 
     async def holders(self, missing: Sequence[Any]) -> Mapping[Any, str | None]:
         """Who holds numbers that have not arrived (R5)."""
@@ -258,7 +254,8 @@ class Outbox:
 
     async def _load_source(self) -> None:
         if self._source is None:
-            self._source = (await self._home.run(fence.read_meta(self._home.tables))).source
+            meta = await self._home.run(fence.read_meta(self._home.tables))
+            self._source, self._purged_before = meta.source, meta.purged_before
 
     async def __aenter__(self) -> Outbox:
         if self.is_open:
@@ -267,8 +264,14 @@ class Outbox:
         source = self._source or b""
         self._relay = Relay(self.client, self.name, self._home, source)
         self._stop = asyncio.Event()
-        await self.client.attach(self)
-        await self._learn()
+        try:
+            await self.client.attach(self)
+            await self._learn()
+        except BaseException:  # cancelled: nothing of a half-opened outbox stays
+            self._relay = None
+            await self.client.detach(self)
+            await self._home.aclose()
+            raise
         self._tasks = [asyncio.create_task(self._relay.run(self._stop)), asyncio.create_task(self._learn_for_ever())]
         return self
 

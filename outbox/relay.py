@@ -50,6 +50,7 @@ class Relay:
         self._owner = os.urandom(16)
         self._owned: dict[int, int] = {}
         self._halves: dict[bytes, float] = {}
+        self._after = fence.FIRST
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._pause_s = POLL_FIRST_S
@@ -59,25 +60,25 @@ class Relay:
 
     def expect(self) -> None:
         """Rows were just written somewhere: look soon, but they are there only after the local commit."""
-        self._poke(fresh=False)
+        self._poke()
 
     def wake(self) -> None:
         """Rows are committed: look now."""
-        self._poke(fresh=True)
+        self._poke()
 
     def remember(self, id: bytes) -> None:
         """A prepared one whose block has ended. It is forgotten once it is told, or when its first check-back has it."""
         if len(self._halves) < REMEMBERED_MAX:
             self._halves[id] = _clock.monotonic()
-        self._poke(fresh=True)
+        self._poke()
 
-    def _poke(self, *, fresh: bool) -> None:
+    def _poke(self) -> None:
+        """Also ends a pause of up to 1 s that had begun before there was anything to expect."""
         self._pause_s = POLL_FIRST_S
-        if fresh:
-            try:
-                self._loop.call_soon_threadsafe(self._wake.set)
-            except RuntimeError:
-                log.debug("the relay's loop is gone; the next relay takes over")
+        try:
+            self._loop.call_soon_threadsafe(self._wake.set)
+        except RuntimeError:
+            log.debug("the relay's loop is gone; the next relay takes over")
 
     # --- the loop ---
 
@@ -119,11 +120,12 @@ class Relay:
         deadline = _clock.monotonic() + timeout_s
         left = await self._home.run(_count(self._home.tables))
         while (left or self._halves) and _clock.monotonic() < deadline:
+            report = Report()
             try:
-                report = await self.tick()
+                async with asyncio.timeout(deadline - _clock.monotonic()):  # an op has a longer one; to repeat it is harmless
+                    report = await self.tick()
             except Exception as error:
                 log.warning("relay: %s", error)
-                report = Report()
             left = await self._home.run(_count(self._home.tables))
             if not report.committed + report.submitted and (left or self._halves):
                 await self._rest()
@@ -168,7 +170,8 @@ class Relay:
     # --- rows ---
 
     async def _submit_rows(self, report: Report) -> None:
-        waiting = await self._home.run(fence.read_unsent(self._home.tables, SUBMITS_MAX, BYTES_MAX))
+        waiting = await self._home.run(fence.read_unsent(self._home.tables, SUBMITS_MAX, BYTES_MAX, self._after))
+        self._after = (waiting[-1].mark, waiting[-1].id) if waiting else fence.FIRST
         if not waiting:
             return
         waiting = await self._mine(waiting)
@@ -239,5 +242,5 @@ def _claim(tables: Tables, owner: bytes, lanes: Sequence[int], now: int) -> Step
 
 
 def _count(tables: Tables) -> Steps[int]:
-    rows = yield tables.sql("unsent", 1_000)
+    rows = yield tables.sql("unsent", *fence.FIRST, 1_000)
     return len(rows)

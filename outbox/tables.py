@@ -36,7 +36,6 @@ CREATE TABLE IF NOT EXISTS {p}missed (grp VARCHAR(128) NOT NULL, generation INTE
 NAMES: Final = ("meta", "tx", "out", "seq", "lane", "inbox", "key", "missed")
 
 _SQL: Final = {
-    "meta": "SELECT k, v, n FROM {p}meta",
     "meta_put": "INSERT INTO {p}meta (k, v, n) VALUES (?, ?, ?) ON CONFLICT (k) DO NOTHING",
     "meta_set": "UPDATE {p}meta SET v = ? WHERE k = ?",
     "lane_put": "INSERT INTO {p}lane (lane, until) VALUES (?, 0) ON CONFLICT (lane) DO NOTHING",
@@ -46,7 +45,7 @@ _SQL: Final = {
     "numbers_of": "SELECT idx, seq, meta FROM {p}out WHERE tx_id = ? ORDER BY idx",
     "who": "SELECT tx_id FROM {p}out WHERE topic = ? AND okey = ? AND seq = ?",
     "verdict": "SELECT verdict, digest FROM {p}tx WHERE id = ?",
-    "unsent": "SELECT id, digest, mark FROM {p}tx WHERE unsent = 1 ORDER BY mark, id LIMIT ?",
+    "unsent": "SELECT id, digest, mark FROM {p}tx WHERE unsent = 1 AND (mark, id) > (?, ?) ORDER BY mark, id LIMIT ?",
     "refused": "SELECT id, refused FROM {p}tx WHERE unsent = 2 ORDER BY mark, id LIMIT ?",
     "sent": "UPDATE {p}tx SET unsent = NULL WHERE id = ? AND unsent = 1",
     "refuse": "UPDATE {p}tx SET unsent = 2, refused = ? WHERE id = ? AND unsent = 1",
@@ -60,6 +59,7 @@ _SQL: Final = {
 }
 _BY_DIALECT: Final[dict[Dialect, dict[str, str]]] = {
     "sqlite": {
+        "meta": "SELECT CAST(k AS BLOB), v, n FROM {p}meta",  # bytes, whatever the text factory of the caller's connection makes of text
         # A conflict takes the whole transaction with it in one step: nothing can be swallowed between error and rollback (R8).
         "fence": "INSERT OR ROLLBACK INTO {p}tx (id, verdict, digest, mark, unsent, refused) SELECT ?, 1, ?, ?, ?, NULL"
         " WHERE ? >= (SELECT n FROM {p}meta WHERE k = 'purged_before') RETURNING 1",
@@ -68,6 +68,7 @@ _BY_DIALECT: Final[dict[Dialect, dict[str, str]]] = {
         "lock_wait": "PRAGMA busy_timeout = 50",
     },
     "postgresql": {
+        "meta": "SELECT CAST(k AS bytea), v, n FROM {p}meta",
         "fence": "INSERT INTO {p}tx (id, verdict, digest, mark, unsent, refused) SELECT CAST(? AS bytea), 1, CAST(? AS bytea), CAST(? AS bigint),"
         " CAST(? AS smallint), NULL WHERE CAST(? AS bigint) >= (SELECT n FROM {p}meta WHERE k = 'purged_before')"
         " ON CONFLICT (id) DO NOTHING RETURNING 1",
@@ -107,6 +108,11 @@ class Tables:
         yield self.sql("meta_put", "schema", b"", SCHEMA_VERSION)
         for lane in range(LANES):
             yield self.sql("lane_put", lane)
+
+    def is_filled(self) -> Steps[bool]:
+        """Whether `install` has been here, beyond the tables."""
+        rows: Rows = yield self.sql("meta")
+        return bool(rows)
 
     def missing(self) -> Steps[list[str]]:
         """Names of our tables that are not there."""

@@ -99,5 +99,3 @@ def ls(url: str, limit: int, as_json: bool) -> None:
 
     found = [msgspec.to_builtins(each) for each in later(ADMIN, "waiting", "outbox ls")(url, limit)]
     rows(found, COLUMNS, as_json=as_json, empty="nothing waits to be handed over")
-
-

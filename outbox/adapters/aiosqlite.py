@@ -10,7 +10,7 @@ import aiosqlite
 
 from ..effects import Abort, Begin, Check, Commit, Effect, Sql
 from ..errors import NotInTransaction
-from .sqlite import NOT_OPEN
+from .sqlite import NOT_OPEN, commits_by_sql, is_open
 
 T = TypeVar("T")
 
@@ -42,19 +42,15 @@ class AiosqliteAdapter:
         if isinstance(effect, Sql):
             return await finished(self._run(effect.text, effect.args))
         if isinstance(effect, Check):
-            if not self._is_open():
+            if not is_open(self.conn):
                 raise NotInTransaction(NOT_OPEN.replace("sqlite3", "aiosqlite").replace("with outbox", "async with outbox"))
         elif isinstance(effect, Begin):
             await finished(self._run("BEGIN IMMEDIATE", ()))
         elif isinstance(effect, Commit):
-            await finished(self.conn.commit())
+            await finished(self._run("COMMIT", ()) if commits_by_sql(self.conn) else self.conn.commit())
         elif isinstance(effect, Abort) and self.conn.in_transaction:
-            await finished(self.conn.rollback())
+            await finished(self._run("ROLLBACK", ()) if commits_by_sql(self.conn) else self.conn.rollback())
         return None
-
-    def _is_open(self) -> bool:
-        mode = getattr(self.conn, "autocommit", -1)
-        return bool(self.conn.in_transaction) if mode in (-1, True) else True
 
     async def _run(self, text: str, args: Any) -> list[Any]:
         cursor = await self.conn.cursor()

@@ -16,6 +16,15 @@ ABORT = "DO $$ BEGIN RAISE EXCEPTION 'halfmsg ended this transaction' USING ERRC
 """Makes the server abort the transaction: inside `conn.transaction()` psycopg forbids an explicit rollback, and a COMMIT cannot undo this."""
 
 
+SWALLOWED = "an error in this transaction was swallowed, so the server would answer this COMMIT with a rollback; nothing of it is committed"
+
+
+def refuse_aborted(conn: Any) -> None:
+    """The server answers COMMIT of an aborted transaction with ROLLBACK, and psycopg calls that a success: here it must be an error."""
+    if conn.info.transaction_status == TransactionStatus.INERROR:
+        raise psycopg.errors.InFailedSqlTransaction(SWALLOWED)
+
+
 def is_open(conn: Any) -> bool:
     status = conn.info.transaction_status
     if status == TransactionStatus.IDLE or status == TransactionStatus.ACTIVE:  # in pipeline mode ACTIVE until a sync
@@ -40,6 +49,7 @@ class PsycopgAdapter:
             if self.conn.autocommit:
                 self._run("BEGIN ISOLATION LEVEL READ COMMITTED", ())
         elif isinstance(effect, Commit):
+            refuse_aborted(self.conn)
             self.conn.commit()
         elif isinstance(effect, Abort):
             self._abort()
@@ -78,6 +88,7 @@ class AsyncPsycopgAdapter:
             if self.conn.autocommit:
                 await self._run("BEGIN ISOLATION LEVEL READ COMMITTED", ())
         elif isinstance(effect, Commit):
+            refuse_aborted(self.conn)
             await self.conn.commit()
         elif isinstance(effect, Abort):
             await self._abort()

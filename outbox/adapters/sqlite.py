@@ -20,6 +20,11 @@ def is_open(conn: Any) -> bool:
     return bool(conn.in_transaction) if mode in (-1, True) else True
 
 
+def commits_by_sql(conn: Any) -> bool:
+    """3.12, autocommit=True: commit() and rollback() do nothing there, so it is said in SQL."""
+    return getattr(conn, "autocommit", -1) is True
+
+
 class SqliteAdapter:
     is_async: Literal[False] = False
     dialect: Literal["sqlite"] = "sqlite"
@@ -36,9 +41,9 @@ class SqliteAdapter:
         elif isinstance(effect, Begin):
             self._run("BEGIN IMMEDIATE", ())
         elif isinstance(effect, Commit):
-            self.conn.commit()
+            self._run("COMMIT", ()) if commits_by_sql(self.conn) else self.conn.commit()
         elif isinstance(effect, Abort) and self.conn.in_transaction:
-            self.conn.rollback()
+            self._run("ROLLBACK", ()) if commits_by_sql(self.conn) else self.conn.rollback()
         return None
 
     def _run(self, text: str, args: Any) -> list[Any]:

@@ -168,6 +168,8 @@ def test_set_gauges_replaces_what_is_gone(store: sqlite3.Connection, counted: me
 def test_no_gauge_walks_a_table(store: sqlite3.Connection, sql: str) -> None:
     """A scrape of ten million messages costs what one of ten costs: only names, held and lanes are walked, each bounded."""
     plan = [row[3] for row in store.execute(f"EXPLAIN QUERY PLAN {sql}", (1,) * sql.count("?"))]
-    scans = [line for line in plan if line.startswith("SCAN") and not line.startswith(("SCAN source", "SCAN topic", "SCAN grp", "SCAN held", "SCAN ("))]
+    scans = [
+        line for line in plan if line.startswith("SCAN") and not line.startswith(("SCAN source", "SCAN topic", "SCAN grp", "SCAN held", "SCAN ("))
+    ]
     assert not [line for line in scans if "subquery" not in line.lower()], plan
     assert not [line for line in plan if "TEMP B-TREE" in line and "count(DISTINCT)" not in line], plan
