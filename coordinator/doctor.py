@@ -367,8 +367,8 @@ def _plain(value: Any) -> Any:
 
 _decode_extra = msgspec.msgpack.Decoder(tuple[str, dict[str, str] | None, str | None]).decode
 _BODY = """
-SELECT x.m, t.name, k.key, CAST(x.tag AS BLOB), x.extra, x.body, x.digest FROM message x JOIN topic t ON t.id = x.topic LEFT JOIN okey k ON k.id = x.okey
-WHERE x.m >= ? ORDER BY x.m LIMIT 1"""
+SELECT x.m, t.name, k.key, CAST(x.tag AS BLOB), x.extra, x.body, x.digest FROM message x JOIN topic t ON t.id = x.topic
+LEFT JOIN okey k ON k.id = x.okey WHERE x.m >= ? ORDER BY x.m LIMIT 1"""
 
 
 def check_bodies(conn: sqlite3.Connection, *, limit: int = ROWS_MAX, sample: int = SAMPLE_MESSAGES) -> Finding:

@@ -145,11 +145,12 @@ def _why(tables: Tables, attempt: Attempt) -> Steps[Exception]:
 
 
 def publish(tables: Tables, attempt: Attempt, messages: Sequence[Message], source: bytes | None) -> Steps[list[Drawn]]:
-    """Everything of one halfmsg transaction at once: numbers, rows, fence. One row, one fate (R16)."""
+    """Everything of one halfmsg transaction at once: fence, numbers, rows. One row, one fate (R16)."""
     meta = yield from enter(tables, source)
+    # First, since the id decides whether this is a repeat; and from here on its lock says `running` to a check-back.
+    yield from lay(tables, attempt, meta, transaction_digest([message.digest() for message in messages]))
     drawn = yield from draw(tables, messages)
     yield from write_out(tables, attempt, drawn)
-    yield from lay(tables, attempt, meta, transaction_digest([message.digest() for message in messages]))
     return drawn
 
 

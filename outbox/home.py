@@ -56,14 +56,16 @@ class Home:
 
     @asynccontextmanager
     async def impatient(self) -> AsyncIterator[AsyncAdapter]:
-        """A connection that on SQLite waits 50 ms for a lock; it is not used for anything else afterwards."""
+        """A connection that on SQLite waits 50 ms for a lock, and is closed afterwards, as it stays so."""
         adapter = await self.take()
+        whole = False
         try:
             if adapter.dialect == "sqlite":
                 await run_async(one(self.tables.sql("lock_wait")), adapter)
             yield adapter
+            whole = True
         finally:
-            await self.give(adapter, broken=True)
+            await self.give(adapter, broken=adapter.dialect == "sqlite" or not whole)
 
     async def give(self, adapter: AsyncAdapter, *, broken: bool = False) -> None:
         """Back to the idle ones. One on which something was cut off is closed: its state is not known (R1)."""

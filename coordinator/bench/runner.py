@@ -18,8 +18,8 @@ from .loads import GROUP, PRODUCER, TOPIC, HttpLoad, StreamLoad, open_loop
 from .plan import BODY_BYTES, Plan, machine
 
 BARS = {"stream": 0.15, "http": 0.35, "p99_ms": 15.0}
-_SERVER = "import sys\nfrom halfmsg.coordinator import app, settings\nsys.exit(app.run(settings.Settings(listen=sys.argv[1], store=sys.argv[2]), {}))"
-_BARE = "import asyncio, sys\nfrom halfmsg.coordinator.bench import floors\nasyncio.run(floors.serve_bare(int(sys.argv[1]), sys.argv[2].encode()))"
+SERVER = "import sys\nfrom halfmsg.coordinator import app, settings\nsys.exit(app.run(settings.Settings(listen=sys.argv[1], store=sys.argv[2]), {}))"
+BARE = "import asyncio, sys\nfrom halfmsg.coordinator.bench import floors\nasyncio.run(floors.serve_bare(int(sys.argv[1]), sys.argv[2].encode()))"
 
 
 def run(plan: Plan | None = None, say: Callable[[str], None] = print) -> int:
@@ -40,13 +40,13 @@ def _measure(plan: Plan, number: int, say: Callable[[str], None]) -> dict[str, f
     row: dict[str, float] = {}
     with tempfile.TemporaryDirectory(dir=plan.folder or None) as where:
         row["s"] = floors.store_rate(plan, where)
-        with _process(_BARE, "7698", _answer()) as port:
+        with process(BARE, "7698", _answer()):
             request = http_load.post("/v1/transactions", HttpLoad(0, plan).prepare()[1].partition(b"\r\n\r\n")[2])
-            row["h"] = asyncio.run(http_load.closed_loop(port, plan.http_connections, plan.seconds, lambda: request))
-        with _process(_SERVER, "127.0.0.1:7699", f"{where}/stream.db") as port:
-            row |= asyncio.run(_stream(f"http://127.0.0.1:{port}", plan))
-        with _process(_SERVER, "127.0.0.1:7699", f"{where}/http.db") as port:
-            row |= asyncio.run(_http(port, plan))
+            row["h"] = asyncio.run(http_load.closed_loop(7698, plan.http_connections, plan.seconds, lambda: request))
+        with process(SERVER, "127.0.0.1:7699", f"{where}/stream.db"):
+            row |= asyncio.run(_stream("http://127.0.0.1:7699", plan))
+        with process(SERVER, "127.0.0.1:7699", f"{where}/http.db"):
+            row |= asyncio.run(_http(7699, plan))
     say(f"run {number}  " + "  ".join(f"{name}={value:,.1f}" if name.endswith("ms") else f"{name}={value:,.0f}" for name, value in row.items()))
     return row
 
@@ -105,15 +105,15 @@ def _answer() -> str:
 
 
 @contextmanager
-def _process(code: str, *args: str) -> Iterator[int]:
+def process(code: str, *args: str) -> Iterator[subprocess.Popen[bytes]]:
     """A child that serves on a port of the loopback; ended at the end, whatever happens."""
     port = int(args[0].rpartition(":")[2])
     child = subprocess.Popen([sys.executable, "-c", code, *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait(port, child)
-        if code is _SERVER:
+        if code is SERVER:
             _make(port)
-        yield port
+        yield child
     finally:
         child.terminate()
         try:

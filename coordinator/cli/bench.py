@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from .common import json_option
 from .lazy import later
+
+BENCH = "halfmsg.coordinator.bench"
 
 
 @click.command()
-@click.option("--producers", type=click.IntRange(1, 1_000), default=8, show_default=True, help="Producers at the same time.")
-@click.option("--batch", type=click.IntRange(1, 1_000), default=1, show_default=True, help="Transactions in one request.")
-@click.option("--seconds", type=click.FloatRange(0.1, 86_400), default=10.0, show_default=True, help="How long to measure.")
-@json_option
-def bench(producers: int, batch: int, seconds: float, as_json: bool) -> None:
-    """Throughput and latency on this machine, with the settings that were measured."""
-    code = later("halfmsg.coordinator.bench", "run", "bench")(producers=producers, batch=batch, seconds=seconds, as_json=as_json)
-    raise click.exceptions.Exit(code or 0)
+@click.option("--producers", type=click.IntRange(1, 10_000), help="Transactions in flight on the stream.")
+@click.option("--batch", type=click.IntRange(1, 1_000), help="Deliveries of one fetch and ack over HTTP.")
+@click.option("--seconds", type=click.FloatRange(0.1, 86_400), help="How long each run measures.")
+@click.option("--runs", type=click.IntRange(1, 100), help="How often it is measured.")
+def bench(**wanted: Any) -> None:
+    """Throughput and latency on this machine, with the settings that were measured. Exit code 1 if a bar was missed."""
+    plan = later(BENCH, "Plan", "bench")(**{name: value for name, value in wanted.items() if value is not None})
+    raise click.exceptions.Exit(later(BENCH, "run", "bench")(plan) or 0)

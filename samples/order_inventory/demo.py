@@ -16,6 +16,7 @@ import aiohttp
 
 from . import checker, csvbook
 from .data import DAY
+from .ports import NoPort
 from .processes import ProcessFailed, Trio, trio
 from .replay import Replay
 from .screen import Screen, console
@@ -64,7 +65,11 @@ def run(*, keep: bool, seed: int | None, kills: int | None, data: Path | None, d
 async def _play(chosen: Chosen, screen: Screen, invoices: list[csvbook.Invoice], folder: Path) -> int:
     _end_on_sigterm()
     start = asyncio.get_running_loop().time()
-    programs = trio(folder, chosen.urls(folder))
+    try:
+        programs = trio(folder, chosen.urls(folder))
+    except NoPort as error:
+        screen.problems("FAILED before anything was started.", [str(error)], folder)
+        return 1
     storage = f"{folder} ({'PostgreSQL' if chosen.databases else 'SQLite'}, {'kept' if chosen.keep else 'deleted on exit; kept with --keep'})"
     screen.banner(programs, chosen.file, chosen.file == DAY, storage, chosen.seed)
     try:

@@ -8,20 +8,20 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
 
-HOST: Final = "127.0.0.1"
+from .ports import FIRST, HOST, Ports
+
 START_S: Final = 30.0  # a loaded machine may take seconds to import
 STOP_S: Final = 10.0
 POLL_S: Final = 0.02
-FIRST_PORT: Final = 7610
+NAMES: Final = ("coordinator", "orders", "inventory")
 ANSWER_S: Final = 2.0
 HALFMSG: Final = "from halfmsg.coordinator.cli import main; main()"  # the command of the same name, which may not be on the PATH
 
@@ -101,7 +101,8 @@ class Program:
             if self.process is None or self.process.returncode is not None:
                 code = self.process.returncode if self.process else "a kill"
                 raise ProcessFailed(f"{self.name} ended at its start with {code}; its log is {self.log}")
-            if await answers(web, self.url + self.health):
+            found = await ask(web, self.url + self.health)
+            if found is not None and found.get("pid", self.process.pid) == self.process.pid:
                 return
             await asyncio.sleep(POLL_S)
         raise ProcessFailed(f"{self.name} did not answer {self.health} within {START_S:g} s; its log is {self.log}")
@@ -114,7 +115,13 @@ class Trio:
     coordinator: Program
     orders: Program
     inventory: Program
-    moved: list[str] = field(default_factory=list)  # ports that were taken, as lines to print
+    ports: Ports
+
+    @property
+    def moved(self) -> list[str]:
+        """What to say of ports that were taken."""
+        usual = zip(self.all, range(FIRST, FIRST + len(NAMES)), strict=True)
+        return [f"port {port} is taken, so {program.name} listens on {program.port}" for program, port in usual if program.port != port]
 
     @property
     def all(self) -> tuple[Program, Program, Program]:
@@ -127,34 +134,31 @@ class Trio:
         finally:
             for program in self.all:
                 program.end_now()
+            self.ports.close()
 
 
 def trio(folder: Path, databases: tuple[str, str]) -> Trio:
     """The three as they will run; nothing is started. `databases` are the order service's and the inventory's."""
-    moved: list[str] = []
-    ports = _ports(moved)
-    coordinator = f"http://{HOST}:{ports[0]}"
+    held = Ports()
+    ports = held.claim(NAMES)
+    coordinator = f"http://{HOST}:{ports['coordinator']}"
     serve = [
-        sys.executable, "-c", HALFMSG, "serve", "--listen", f"{HOST}:{ports[0]}", "--store", str(folder / "coordinator.db"),
+        sys.executable, "-c", HALFMSG, "serve", "--listen", f"{HOST}:{ports['coordinator']}", "--store", str(folder / "coordinator.db"),
         "--set", "check.first_delay_s=1", "--set", "group.lease_s=2", "--set", "drain_s=3",
     ]  # fmt: skip
 
-    def service(name: str, module: str, port: int, database: str) -> Program:
+    def service(name: str, module: str, database: str) -> Program:
         command = [
-            sys.executable, "-m", f"{__package__}.{module}", "--port", str(port), "--db", database, "--coordinator", coordinator, "--demo",
+            sys.executable, "-m", f"{__package__}.{module}", "--port", str(ports[name]), "--db", database, "--coordinator", coordinator, "--demo",
         ]  # fmt: skip
-        return Program(name, port, command, "/health", folder / f"{name}.log")
+        return Program(name, ports[name], command, "/health", folder / f"{name}.log")
 
     return Trio(
-        Program("coordinator", ports[0], serve, "/readyz", folder / "coordinator.log"),
-        service("orders", "order", ports[1], databases[0]),
-        service("inventory", "inventory", ports[2], databases[1]),
-        moved,
+        Program("coordinator", ports["coordinator"], serve, "/readyz", folder / "coordinator.log"),
+        service("orders", "order", databases[0]),
+        service("inventory", "inventory", databases[1]),
+        held,
     )
-
-
-async def answers(web: aiohttp.ClientSession, url: str) -> bool:
-    return await ask(web, url) is not None
 
 
 async def ask(web: aiohttp.ClientSession, url: str) -> Mapping[str, Any] | None:
@@ -171,26 +175,3 @@ async def ask(web: aiohttp.ClientSession, url: str) -> Mapping[str, Any] | None:
 
 def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("HALFMSG_")}
-
-
-def _ports(moved: list[str]) -> list[int]:
-    found: list[int] = []
-    for number, name in enumerate(("coordinator", "orders", "inventory")):
-        wanted = FIRST_PORT + number
-        port = _free(wanted) or _free(0)
-        if port != wanted:
-            moved.append(f"port {wanted} is taken, so {name} listens on {port}")
-        found.append(port)
-    return found
-
-
-def _free(port: int) -> int:
-    """The port if it is free (0: any that is), else 0."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return 0
-        bound: int = probe.getsockname()[1]
-        return bound

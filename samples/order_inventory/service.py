@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ def _app(service: Service, chosen: Options) -> web.Application:
     app.add_routes(service.routes())
 
     async def health(_: web.Request) -> web.Response:
-        return web.json_response({"ok": True})
+        return web.json_response({"pid": os.getpid()})
 
     async def status(_: web.Request) -> web.Response:
         return web.json_response(await service.status())

@@ -1,13 +1,13 @@
 """The one checker: reads a history (`history.py`) and says where a promise was broken. Pure; imports nothing of halfmsg.
 
-    lost               P2  committed locally, or acknowledged as sent, and neither an effect in a group that stood nor in a list
-    ghost              P1  an effect, or a commit at the coordinator, of what never committed locally; an effect where nobody asked for it
-    doubled            P6  two effects of one message in one group and generation
-    inverted           P7  per producer, topic and key: numbers not in commit order, effects not in order, one passed over that is not dead
-    changed            P4, P5  two decisions about one transaction, whoever named them: coordinator, answer, fence
-    acknowledged_lost  P3  a success answer that the end contradicts
-    wrong_body         P8  what a group got is not what was committed
-    unsound            an invariant of the store that does not hold
+lost               P2  committed locally, or acknowledged as sent, and neither an effect in a group that stood nor in a list
+ghost              P1  an effect, or a commit at the coordinator, of what never committed locally; an effect where nobody asked for it
+doubled            P6  two effects of one message in one group and generation
+inverted           P7  per producer, topic and key: numbers not in commit order, effects not in order, one passed over that is not dead
+changed            P4, P5  two decisions about one transaction, whoever named them: coordinator, answer, fence
+acknowledged_lost  P3  a success answer that the end contradicts
+wrong_body         P8  what a group got is not what was committed
+unsound            an invariant of the store that does not hold
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def test_what_is_known_and_not_built_says_so_by_name(words: str) -> None:
     done = run(*words.split())
     assert done.exit_code == 2
     assert "not built yet" in done.output
-    assert words.split()[0] in done.output
+    assert words.partition(" ")[0] in done.output
 
 
 def test_an_unknown_command_is_wrong_usage() -> None:
@@ -306,8 +306,16 @@ def test_a_json_body_is_sent_byte_for_byte(body: bytes) -> None:
     json.loads(sent)
 
 
-@pytest.mark.parametrize(("body", "kind"), [(b"hello", "text/plain; charset=utf-8"), (b"\xff\x00", "application/octet-stream"), (b" {}", "text/plain; charset=utf-8"),
-                                            (b"NaN", "text/plain; charset=utf-8"), ("{}".encode("utf-16"), "application/octet-stream")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"hello", "text/plain; charset=utf-8"),
+        (b" {}", "text/plain; charset=utf-8"),
+        (b"NaN", "text/plain; charset=utf-8"),
+        (b"\xff\x00", "application/octet-stream"),
+        ("{}".encode("utf-16"), "application/octet-stream"),
+    ],
+)
 def test_what_is_no_bare_json_is_sent_as_base64(body: bytes, kind: str) -> None:
     sent = json.loads(publish.message({}, body, None))
     assert sent["content_type"] == kind
@@ -383,9 +391,17 @@ def test_a_tour_from_topic_to_doctor(coordinator: tuple[str, Path]) -> None:
     assert "whsec_" in _ok(url, "producer", "set", "orders", "--check-url", "http://127.0.0.1:9/check")
     assert "whsec_" not in _ok(url, "producer", "set", "orders", "--dialect", "dtm")
     assert "orders\thttp" in _ok(url, "producer", "ls")
-    for words in (("key", "ls"), ("dlq", "ls", "--group", "readers"), ("dlq", "ls", "--topic", "mail"), ("check", "orders"), ("group", "pause", "readers"),
-                  ("group", "resume", "readers"), ("group", "show", "readers"), ("topic", "show", "mail"), ("producer", "show", "orders")):  # fmt: skip
-        _ok(url, *words)
+    looks = (
+        "key ls",
+        "dlq ls --group readers",
+        "dlq ls --topic mail",
+        "check orders",
+        "group show readers",
+        "topic show mail",
+        "producer show orders",
+    )
+    for words in (*looks, "group pause readers", "group resume readers"):
+        _ok(url, *words.split())
     assert f"ok {len(doctor.INVARIANTS) + 1}" in _ok(url, "doctor")
     assert f"ok {len(doctor.INVARIANTS) + 2}" in _ok(url, "doctor", "--store", str(store))
     _ok(url, "group", "rm", "readers", "--reason", "done", "--yes")

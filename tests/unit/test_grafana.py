@@ -40,7 +40,7 @@ def _plain(query: str) -> str:
 def _series(node: Any) -> Iterator[tuple[str, set[str]]]:
     """(metric, labels named in its matchers or in what it is summed by) of every selector."""
     if isinstance(node, promql_parser.VectorSelector):
-        yield node.name, {matcher.name for matcher in node.matchers.matchers}
+        yield node.name or "", {matcher.name for matcher in node.matchers.matchers}
     for attribute in ("expr", "lhs", "rhs", "vector_selector", "param"):
         inner = getattr(node, attribute, None)
         if inner is not None and not isinstance(inner, str | int | float):
