@@ -23,9 +23,13 @@ class Members:
         self._groups: dict[int, dict[str, _Member]] = {}
 
     def seen(self, grp: int, member: str, now: int, lease_ms: int | None = None) -> bool:
-        """Note a sign of life; True when the member is new here."""
+        """Note a sign of life; True when the member is new here. Only a fetch, which names its lease, makes a member: an ack that comes
+        after a restart may be under a name that will never fetch again, and its lanes would wait for it.
+        """
         members = self._groups.setdefault(grp, {})
         known = members.get(member)
+        if known is None and lease_ms is None:
+            return False
         fresh = known is None or known.until <= now
         if known is None:
             known = members[member] = _Member(lease_ms or 30_000)

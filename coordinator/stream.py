@@ -249,8 +249,20 @@ class Connection:
         before = self.subscriptions.pop(frame.group, None)
         if before is not None:
             before.stop()
+        for other in self.streams.connections:
+            other.lose(frame.group, frame.member)
+        revoked = await self.engine.call(groups.rejoin, groups.Rejoin(frame.group, frame.member, frozenset(frame.holding)))
+        if revoked:
+            self.send({"type": "revoke", "group": frame.group, "tokens": revoked})
         topics = await self.engine.topics_of(frame.group)
         self.subscriptions[frame.group] = Subscription(self, frame, topics)
+
+    def lose(self, group: str, member: str) -> None:
+        """The member has come back over another connection; this one may be dead without knowing it."""
+        subscription = self.subscriptions.get(group)
+        if subscription is not None and subscription.member == member:
+            del self.subscriptions[group]
+            subscription.stop()
 
     async def _unsubscribe(self, frame: wire.UnsubscribeFrame) -> None:
         subscription = self.subscriptions.pop(frame.group, None)

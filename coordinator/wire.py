@@ -350,6 +350,7 @@ class SubscribeFrame(_Frame, tag="subscribe", kw_only=True):
     lease_s: Annotated[float, Meta(ge=0.05, le=3_600)] | None = None
     member: Text
     inbox: Hex32 | None = None
+    holding: Annotated[list[Annotated[str, Meta(max_length=96)]], Meta(max_length=10_000)] = []
 
 
 class UnsubscribeFrame(_Frame, tag="unsubscribe", kw_only=True):

@@ -1,6 +1,6 @@
 """What a consumer holds: which delivery may start, what its end means for its key (R13, W11). Pure: events in, actions out; no I/O, no clock.
 
-Theory. Deliveries of one (topic, key) are a lane: they run one after another in offset order; lanes run side by side. When the head of a
+Theory. Deliveries of one (topic, key, source) are a lane: they run one after another in offset order; lanes run side by side. When the head of a
 lane fails, the coordinator takes back all later ones of that key that this member holds, in whatever order frames pass each other. To run
 one of those would be an inversion (P7), and with an inbox a loss (P2): the earlier message would then look like a duplicate. So
 
@@ -26,6 +26,8 @@ from typing import Final
 from ._delivery import Delivery
 
 STALE_MAX: Final = 10_000
+Name = tuple[str, str, str | None]
+"""Topic, key and source: two producers' messages of one key are two orders, and the coordinator gives back only those of one (R7, R13)."""
 
 
 class End(StrEnum):
@@ -66,7 +68,7 @@ class _Lane:
 
     __slots__ = ("blocked_by", "name", "proved", "queue", "ready", "running")
 
-    def __init__(self, name: tuple[str, str] | None) -> None:
+    def __init__(self, name: Name | None) -> None:
         self.name = name
         self.queue: list[_Entry] = []
         self.running = False
@@ -96,7 +98,7 @@ class Hand:
         self._free = places
         self._start_within_s = lease_s * 2 / 3
         self._entries: dict[str, _Entry] = {}
-        self._lanes: dict[tuple[str, str], _Lane] = {}
+        self._lanes: dict[Name, _Lane] = {}
         self._ready: deque[_Lane] = deque()
         self._stale: dict[str, None] = {}
         self._connection = 0
@@ -204,6 +206,10 @@ class Hand:
         """Start nothing more; give back what has not begun."""
         self._closing = True
 
+    def tokens(self) -> list[str]:
+        """All that is in hand, for the next connection: what this member has open and is not among these was lost on the way."""
+        return list(self._entries)
+
     def renewable(self) -> list[str]:
         return [token for token, entry in self._entries.items() if entry.state is not _State.SETTLING and not entry.revoked]
 
@@ -225,7 +231,7 @@ class Hand:
     def _lane(self, delivery: Delivery) -> _Lane:
         if delivery.key is None:
             return _Lane(None)
-        name = (delivery.topic, delivery.key)
+        name = (delivery.topic, delivery.key, delivery.source)
         lane = self._lanes.get(name)
         if lane is None:
             lane = self._lanes[name] = _Lane(name)

@@ -44,7 +44,7 @@ class Member:
         self._places = places
         self._lease_s = lease_s
         self._credits = min(max(MIN_CREDITS, places * CREDITS_PER_PLACE), MAX_CREDITS)
-        self._ids = Ids()
+        self._name = Ids().member()
         self._hand = Hand(places=places, lease_s=lease_s)
         self._settling = Settling(client, group, lease_s, self._answered)
         self._threads = ThreadPoolExecutor(places, thread_name_prefix=f"halfmsg-{group}")
@@ -82,13 +82,14 @@ class Member:
     # --- what comes from the stream --------------------------------------------------------------------------------------
 
     def subscribe(self) -> _wire.Subscribe:
-        """A new name for each connection. What the coordinator handed out and the connection lost is open under the old name, in front of
-        all that would come next: under the same name later messages of those keys would arrive first, and with an inbox the lost ones
-        would then pass for duplicates (tests/client/test_hand.py). The new name gets those lanes when their leases end, from the front.
+        """One name for life, and the tokens in hand. What the coordinator handed out and the connection lost stands in front of all that
+        would come next: it takes back what is not named here and hands it out again first, so nothing of a key is overtaken.
         """
         self._hand.take_released()
         remaining = max(0, self._credits - len(self._hand))
-        return _wire.Subscribe(group=self.group, credits=remaining, lease_s=self._lease_s, member=self._ids.member(), inbox=self._identity)
+        return _wire.Subscribe(
+            group=self.group, credits=remaining, lease_s=self._lease_s, member=self._name, inbox=self._identity, holding=self._hand.tokens()
+        )
 
     def delivered(self, deliveries: Sequence[Delivery]) -> None:
         now = _clock.monotonic()

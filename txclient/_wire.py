@@ -128,6 +128,7 @@ class Subscribe(_Frame, tag="subscribe"):
     lease_s: float
     member: str
     inbox: str | None = None
+    holding: Sequence[str] = ()
 
 
 class Unsubscribe(_Frame, tag="unsubscribe"):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from msgspec import Struct
 
 from ..errors import Problem
-from ..messages import Group
+from ..messages import Group, Kind
 from ..store.base import StoreTx
-from . import topics
+from . import hands, topics
 from .settling import groups_of
 
 
@@ -81,6 +81,32 @@ def remove(tx: StoreTx, now: int, name: str) -> None:
             raise Problem("group_busy", f"group {name} has dead letters; nothing is dropped silently: look at halfmsg dlq ls --group {name}")
     for group in groups.values():
         tx.remove_group(group)
+
+
+class Rejoin(Struct, frozen=True):
+    """A member subscribes; `holding` are the tokens that it still has from before."""
+
+    group: str
+    member: str
+    holding: frozenset[str]
+
+
+def rejoin(tx: StoreTx, now: int, command: Rejoin) -> list[str]:
+    """What this member has open and does not hold was lost with its connection: hand it out again at once, not after its lease.
+
+    Gives the tokens that it holds and must not go on with. Raises group_not_found.
+    """
+    revoked: list[str] = []
+    for group in groups_of(tx, command.group).values():
+        topic = tx.topic_by_id(group.topic)
+        for place in tx.places(group.id):
+            runs = [run for run in tx.flights_of_lane(group.id, place.lane) if run.member == command.member]
+            if runs and topic.kind is not Kind.UNORDERED:
+                revoked += hands.give_back_unheld(tx, now, group, topic, place.lane, command.holding)
+            for run in runs if topic.kind is Kind.UNORDERED else ():
+                hands.give_back_unheld_run(tx, now, group, run, command.holding)
+        tx.emit(("wake", group.topic, now))
+    return revoked
 
 
 class Leave(Struct, frozen=True):

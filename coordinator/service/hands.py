@@ -191,6 +191,47 @@ def give_back_lane(tx: StoreTx, now: int, group: Group, topic: Topic, lane: int)
         hand.wake_next(now, okey)
 
 
+def give_back_unheld(tx: StoreTx, now: int, group: Group, topic: Topic, lane: int, holding: frozenset[str]) -> list[str]:
+    """A member came back over a new connection: what it does not hold was lost on the way, and is handed out again, uncharged.
+
+    Of a key nothing may go on before it: a held one that follows a lost one goes back too, and its token is given for a revoke.
+    """
+    hand = Lane(tx, group, topic, lane)
+    revoked = []
+    for okey, by_off in list(hand.by_key.items()):
+        held_before = lost_before = False
+        for off, held in sorted(by_off.items()):
+            token = str(Token(group.id, lane, held.flight.lo, off, held.flight.token))
+            if token in holding and not lost_before:
+                held_before = True
+                continue
+            if token in holding:
+                revoked.append(token)
+            if held_before or lost_before or _is_behind(tx, group, okey, off):
+                put_behind(tx, group, held, lane)
+            else:
+                _due_again(tx, now, group, held.flight, off, okey)
+            lost_before = True
+            hand.take(held)
+    hand.store_done()
+    return revoked
+
+
+def give_back_unheld_run(tx: StoreTx, now: int, group: Group, run: Flight, holding: frozenset[str]) -> None:
+    """The same for a run of an unordered topic."""
+    done = run.done
+    for off in run.open_offsets():
+        if str(Token(group.id, run.lane, run.lo, off, run.token)) not in holding:
+            _due_again(tx, now, group, run, off, None)
+            done |= 1 << off - run.lo
+    if done != run.done:
+        tx.set_done(run, done)
+
+
+def _due_again(tx: StoreTx, now: int, group: Group, flight: Flight, off: int, okey: int | None) -> None:
+    tx.put_retry(group.id, Retry(flight.lane, off, now, okey, flight.attempts, flight.first_out, flight.error, flight.redriven))
+
+
 def _lease_fate(now: int, group: Group, flight: Flight) -> Again | Dead:
     ended = flight.until <= now
     return after_lease_end(policy_of(group), alone=ended and flight.lo == flight.hi, attempts=flight.attempts, now_ms=now)

@@ -155,7 +155,7 @@ async def test_p7_failed_head_holds_its_key_until_the_answer(server: StubServer,
 
 
 async def test_lost_connection_keeps_the_hand_and_acks_again(server: StubServer, client: Client) -> None:
-    """What runs goes on over the break; the new subscription asks for the credits that remain, under a new name."""
+    """What runs goes on over the break; the new subscription asks for the credits that remain and says what it holds."""
     consumer, go, began = Consumer(client, "g"), asyncio.Event(), asyncio.Event()
 
     @consumer.on("t")
@@ -168,7 +168,8 @@ async def test_lost_connection_keeps_the_hand_and_acks_again(server: StubServer,
         await began.wait()
         await server.connections[0].kill()
         first, second = await frames(server, "subscribe", 2)
-        assert (first["credits"], second["credits"]) == (64, 63) and first["member"] != second["member"]
+        assert (first["credits"], second["credits"]) == (64, 63) and first["member"] == second["member"]
+        assert (first.get("holding", []), second["holding"]) == ([], ["t0"])
         go.set()
         assert await told(server, 1) == ["ack t0"]
 

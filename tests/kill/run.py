@@ -31,6 +31,7 @@ from tests.support import checker, history
 SHOWN: Final = 20
 ALL_POINTS_FROM: Final = 60
 FIRE_S: Final = 6.0
+SETTLE_S: Final = 1.0
 REST_S: Final = 60.0
 BULK_TRANSACTIONS: Final = 10
 BULK_BYTES: Final = 1_000_000
@@ -161,6 +162,7 @@ class Harness:
         if cycle.point == RARE:
             self._fill_wal()
         elif cycle.point == LEASE:
+            time.sleep(SETTLE_S)
             self._zombie(cycle)
         with contextlib.suppress(Stuck):
             wait_for(lambda: coordinator.ended() is not None, FIRE_S, "")

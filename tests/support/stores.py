@@ -54,9 +54,10 @@ class Store:
         self.backend.close()
 
 
-def open_sqlite(path: Path, env: Env | None = None, clock: ManualClock | None = None) -> Store:
+def open_sqlite(path: Path, env: Env | None = None, clock: ManualClock | None = None, *, synchronous: str = "OFF") -> Store:
+    """Without fsync unless asked for: what transaction functions decide does not hang on it."""
     env, clock = env or Env(Settings()), clock or ManualClock()
-    return Store(SqliteBackend(path, env=env, synchronous="FULL", now_ms=clock.now_ms()), env, clock)
+    return Store(SqliteBackend(path, env=env, synchronous=synchronous, now_ms=clock.now_ms()), env, clock)
 
 
 def dump(conn: sqlite3.Connection, *, without: tuple[str, ...] = ()) -> Dump:
