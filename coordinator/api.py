@@ -15,6 +15,7 @@ from .api_calls import Calls
 from .checks import Checks
 from .engine import Engine
 from .errors import CODES, RETRY_AFTER_S, Problem
+from .gaps import Gaps
 from .routes import ROUTES, Route
 from .stream import Streams
 
@@ -85,9 +86,9 @@ class Http:
         return f"{self._prefix}-{next(self._ids):x}"
 
 
-def application(engine: Engine, streams: Streams, checks: Checks) -> web.Application:
+def application(engine: Engine, streams: Streams, checks: Checks, gaps: Gaps) -> web.Application:
     http = Http(engine)
-    calls = Calls(engine, checks, streams)
+    calls = Calls(engine, checks, streams, gaps)
     app = web.Application(client_max_size=wire.MAX_FRAME_BYTES, middlewares=[_unmatched(http)])
     for route in ROUTES:
         app.router.add_route(route.method, route.path, http.handler(route, getattr(calls, route.call)))

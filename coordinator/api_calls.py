@@ -17,6 +17,7 @@ from .checks import Checks
 from .clock import rfc3339
 from .engine import Engine
 from .errors import Problem
+from .gaps import Gaps
 from .ids import format_id, parse_id, parse_message_id
 from .messages import Force, Group
 from .service import groups, looking, producers, settling, topics, transactions, verdicts
@@ -55,8 +56,8 @@ def _page(items: list[Any], next_cursor: Any) -> Answer:
 
 
 class Calls:
-    def __init__(self, engine: Engine, checks: Checks, streams: Streams) -> None:
-        self.engine, self.checks, self.streams = engine, checks, streams
+    def __init__(self, engine: Engine, checks: Checks, streams: Streams, gaps: Gaps) -> None:
+        self.engine, self.checks, self.streams, self.gaps = engine, checks, streams, gaps
 
     # --- transactions ---
 
@@ -155,11 +156,12 @@ class Calls:
         return _page([render.logged(row, topic, at, producer) for row, at, producer in found], cursor)
 
     async def get_key(self, req: Any) -> Answer:
-        return 200, {"items": await self.engine.read(lambda tx: looking.keys_named(tx, req.path["topic"], req.path["key"]))}
+        items = await self.engine.read(lambda tx: looking.keys_named(tx, req.path["topic"], req.path["key"]))
+        return 200, {"items": [item | self.gaps.of(item["id"]) for item in items]}
 
     async def list_keys(self, req: Any) -> Answer:
         after, limit = _int(req.query, "cursor", 0), _limit(req.query)
-        items = await self.engine.read(lambda tx: looking.keys_with_gaps(tx, after, limit))
+        items = [item | self.gaps.of(item["id"]) for item in await self.engine.read(lambda tx: looking.keys_with_gaps(tx, after, limit))]
         return _page(items, items[-1]["id"] if len(items) == limit else None)
 
     async def get_message(self, req: Any) -> Answer:

@@ -23,6 +23,7 @@ from .checks import Checks
 from .clock import Clock, SystemClock
 from .engine import Engine
 from .errors import StartError
+from .gaps import Gaps
 from .metrics import Metrics
 from .settings import Settings
 from .store.sqlite import file
@@ -60,10 +61,11 @@ class Coordinator:
         self.streams = Streams(self.engine, self._on_hello)
         self._session = await allowlist.open_session(self.settings.callback.allow)
         self.checks = Checks(self.engine, self.streams, self._session)
-        ticks = loops.Ticks(self.engine, self.checks)
+        gaps = Gaps(self.engine, self.streams)
+        ticks = loops.Ticks(self.engine, self.checks, gaps)
         await ticks.capacity()
         await ticks.ways()
-        application = api.application(self.engine, self.streams, self.checks)
+        application = api.application(self.engine, self.streams, self.checks, gaps)
         self._runner = web.AppRunner(application, access_log=None, handle_signals=False, keepalive_timeout=75.0)
         await self._runner.setup()
         await self._listen()

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from .checks import Checks
 from .engine import Engine
 from .errors import Problem
+from .gaps import Gaps
 from .service import looking, release, settling
 from .store.sqlite.deliveries import Deliveries
 
@@ -38,8 +39,8 @@ async def every(
 class Ticks:
     """The passes that loops repeat; each does one bounded piece."""
 
-    def __init__(self, engine: Engine, checks: Checks) -> None:
-        self.engine, self.checks = engine, checks
+    def __init__(self, engine: Engine, checks: Checks, gaps: Gaps) -> None:
+        self.engine, self.checks, self.gaps_of = engine, checks, gaps
 
     async def leases(self) -> int:
         """Give back what ended leases left open, until there is no more."""
@@ -92,6 +93,7 @@ class Ticks:
             "draining_keys": (0.1, self.draining_keys),
             "check": (0.05, self.check),
             "ways": (1.0, self.ways),
+            "gaps": (0.5, self.gaps_of.tick),
             "capacity": (1.0, self.capacity),
             "checkpoint": (5.0, self.checkpoint),
             "loop_lag": (1.0, self.loop_lag),

@@ -23,6 +23,8 @@ PRODUCERS: Final = ("shop-a", "shop-b")
 BULK_PRODUCER: Final = "bulk"
 KEYS: Final = [f"kunde-{n:02}" if n % 7 else f"Kundin ü {n}" for n in range(50)]
 
+HOT: Final = 0.2  # of the ordered messages are of the first key
+
 LEASE_S: Final = 2.0
 FIRST_CHECK_S: Final = 0.7
 MAX_ATTEMPTS: Final = 8
@@ -69,7 +71,9 @@ def item(chance: random.Random, serial: str) -> Item:
             body, content_type = json.dumps({"serial": serial, "pad": "ß" * size}, ensure_ascii=False).encode(), "application/json"
         case _:
             body, content_type = f" {serial} {'.' * size}\n".encode(), "text/plain; charset=utf-8"
-    key = chance.choice(KEYS) if topic == ORDERED else None
+    key = None
+    if topic == ORDERED:
+        key = KEYS[0] if chance.random() < HOT else chance.choice(KEYS)
     tag = chance.choice((None, "a", "b"))
     return Item(topic, key, tag, {"serial": serial} if chance.random() < 0.5 else {}, content_type, body)
 

@@ -1,6 +1,6 @@
 """What is done to whom in each cycle, drawn from one seed. Pure.
 
-Fail points come round like cards of a deck: one that did not fire in its time goes back on top, so in a long run each fires.
+Fail points come round like cards of a deck: one that did not fire in its time goes back under them, so in a long run each fires.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ RARE: Final = "checkpoint"
 RARE_EVERY: Final = 40
 LEASE: Final = "expired"
 """Needs a consumer that does not come back in time, so one is stopped."""
+GAP: Final = "held"
+"""Needs a number that is missing for a moment, so a producer is killed: what it had prepared waits for its check-back."""
 COUNTS: Final = {"begun": 80, "applied": 80, "committed": 80, "handed_out": 40, "settled": 60, "decided": 30, "released": 40, "half_stored": 12,
-                 "prepared": 12, "held": 3, "expired": 1}  # fmt: skip
+                 "prepared": 12, "held": 1, "expired": 1}  # fmt: skip
 """The n-th time that a name is reached, at most; by how often the load reaches it in about two seconds."""
 
 ACTS: Final = {"fail": 50, "kill": 15, "start": 7, "producer": 9, "relay": 3, "consumer": 10, "zombie": 4, "pause": 2}
@@ -65,4 +67,4 @@ class Plan:
         if cycle.point == RARE:
             self._rare_due = cycle.number + 5
         else:
-            self._deck.append(cycle.point)
+            self._deck.insert(0, cycle.point)

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from halfmsg.coordinator.store import failpoints
 from tests.kill import collect, load
-from tests.kill.plan import LEASE, RARE, Cycle, Plan
+from tests.kill.plan import GAP, LEASE, RARE, Cycle, Plan
 from tests.kill.processes import Cast, Program, Stuck, cast, wait_for
 from tests.support import checker, history
 
@@ -159,11 +159,7 @@ class Harness:
         self._kill(coordinator, "random moment")
         before = self._firings()
         self._start(coordinator, HALFMSG_FAILPOINTS=f"{cycle.point}@{cycle.count}", HALFMSG_FAILPOINT_LOG=str(self.fired_path))
-        if cycle.point == RARE:
-            self._fill_wal()
-        elif cycle.point == LEASE:
-            time.sleep(SETTLE_S)
-            self._zombie(cycle)
+        self._provoke(cycle)
         with contextlib.suppress(Stuck):
             wait_for(lambda: coordinator.ended() is not None, FIRE_S, "")
         fired = coordinator.ended() == -signal.SIGKILL and self._firings() > before
@@ -172,6 +168,17 @@ class Harness:
         self._kill(coordinator, f"fail point {cycle.point}" if fired else "random moment")
         self._start(coordinator)
         return f"coordinator  {cycle.point}@{cycle.count} {'fired' if fired else 'did not fire'}"
+
+    def _provoke(self, cycle: Cycle) -> None:
+        """What the load alone does too seldom."""
+        if cycle.point == RARE:
+            self._fill_wal()
+        elif cycle.point == LEASE:
+            time.sleep(SETTLE_S)
+            self._zombie(cycle)
+        elif cycle.point == GAP:
+            time.sleep(SETTLE_S)
+            self._kill_one(self.cast.producers, cycle)
 
     def _firings(self) -> int:
         return len(self.fired_path.read_text().split()) if self.fired_path.exists() else 0

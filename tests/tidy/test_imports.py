@@ -27,7 +27,7 @@ LEVELS = (
     ("service",),
     ("reader", "hub", "parse", "render", "routes"),
     ("engine", "ops"),
-    ("api", "stream", "console", "openapi", "auth", "checks", "loops", "sinks", "face"),
+    ("api", "stream", "console", "openapi", "auth", "checks", "gaps", "loops", "sinks", "face"),
     ("app",),
     ("cli", "bench"),
 )
