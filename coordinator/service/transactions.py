@@ -13,6 +13,9 @@ from ..store.base import StoreTx
 from . import producers, topics
 from .release import Ready, release_all
 
+Heads = list[tuple[int, int, int | None]]
+"""(m, topic id, key id) of a transaction's messages, read once for judging and releasing."""
+
 PLAIN = 0
 """`tx.source` of a plain send: nobody is ever asked about it."""
 
@@ -162,29 +165,30 @@ def _decide_unknown(tx: StoreTx, now: int, command: Decision) -> TransactionView
 
 
 def _decide(tx: StoreTx, now: int, known: Tx, command: Decision, *, said: str) -> TransactionView | Problem:
-    event = _event(tx, known, command)
+    heads = tx.message_heads(known.n) if command.commit else []
+    event = _event(tx, known, command, heads)
     judged = step(known.state, event)
     if judged.outcome is not Outcome.OK:
         return refuse(tx, now, known, judged, said=said, said_by="producer")
     if judged.to is known.state:
         return _view(tx, known, places_of(tx, known))
     if command.commit:
-        return commit_now(tx, now, known, command.numbers, By.PRODUCER, None)
+        return commit_now(tx, now, known, command.numbers, By.PRODUCER, None, heads)
     return rollback_now(tx, now, known, By.PRODUCER, command.reason)
 
 
-def _event(tx: StoreTx, known: Tx, command: Decision) -> Event:
+def _event(tx: StoreTx, known: Tx, command: Decision, heads: Heads) -> Event:
     if not command.commit:
         return Event.ROLLBACK
-    complete = (not known.digest or command.digest == known.digest) and numbers_are_complete(tx, known, command.numbers)
+    complete = (not known.digest or command.digest == known.digest) and numbers_are_complete(tx, known, command.numbers, heads)
     return Event.COMMIT if complete else Event.COMMIT_INCOMPLETE
 
 
-def numbers_are_complete(tx: StoreTx, known: Tx, numbers: tuple[int | None, ...] | None) -> bool:
+def numbers_are_complete(tx: StoreTx, known: Tx, numbers: tuple[int | None, ...] | None, heads: Heads) -> bool:
     """R5: each message of a sequence topic has its number; a decided one has the very number that was said first."""
     if known.state is State.ROLLED_BACK:
         return True
-    for m, topic_id, _ in tx.message_heads(known.n):
+    for m, topic_id, _ in heads:
         if tx.topic_by_id(topic_id).kind is not Kind.SEQUENCE:
             continue
         index = m & 1023
@@ -203,12 +207,12 @@ def _stored_number(tx: StoreTx, m: int) -> int | None:
     return dead[0][3] if dead else None
 
 
-def commit_now(tx: StoreTx, now: int, known: Tx, numbers: tuple[int | None, ...] | None, by: By, reason: str | None) -> TransactionView:
+def commit_now(tx: StoreTx, now: int, known: Tx, numbers: tuple[int | None, ...] | None, by: By, reason: str | None, heads: Heads) -> TransactionView:
     """From prepared or parked to committed, and release. The decision was judged before."""
     if not tx.decide(known, State.COMMITTED, now, by, reason):
         raise Problem("state_changed", "the transaction was decided meanwhile; repeat the call")
     ready = []
-    for m, topic_id, okey in tx.message_heads(known.n):
+    for m, topic_id, okey in heads:
         key = None if okey is None else tx.key_name(okey)[3]
         index = m & 1023
         number = numbers[index] if numbers is not None and index < len(numbers) else None

@@ -83,7 +83,8 @@ def apply_ruling(tx: StoreTx, now: int, ruled: Ruled) -> str:
     known = tx.find_n(ruled.n)
     if known is None:
         return "ignored"
-    event = _event(tx, known, ruled)
+    heads = tx.message_heads(known.n)
+    event = _event(tx, known, ruled, heads)
     judged = step(known.state, event)
     tx.note(known.n, now, f"check {ruled.verdict}", f"{ruled.detail} ({ruled.took_ms} ms)" if ruled.detail else f"{ruled.took_ms} ms")
     if judged.outcome is Outcome.IGNORED:
@@ -95,7 +96,7 @@ def apply_ruling(tx: StoreTx, now: int, ruled: Ruled) -> str:
         _again(tx, known, ruled, "incomplete answer")
         return "incomplete"
     if judged.to is State.COMMITTED:
-        transactions.commit_now(tx, now, known, ruled.numbers, By.CHECK_BACK, None)
+        transactions.commit_now(tx, now, known, ruled.numbers, By.CHECK_BACK, None, heads)
         return "committed"
     if judged.to is State.ROLLED_BACK:
         transactions.rollback_now(tx, now, known, By.CHECK_BACK, None)
@@ -103,10 +104,10 @@ def apply_ruling(tx: StoreTx, now: int, ruled: Ruled) -> str:
     return _undecided(tx, now, known, ruled, judged.to)
 
 
-def _event(tx: StoreTx, known: Tx, ruled: Ruled) -> Event:
+def _event(tx: StoreTx, known: Tx, ruled: Ruled, heads: transactions.Heads) -> Event:
     if ruled.verdict is Verdict.COMMITTED:
         decision = Decision(known.id, True, None, None, ruled.digest, ruled.numbers)
-        complete = decision.digest == known.digest and transactions.numbers_are_complete(tx, known, ruled.numbers)
+        complete = decision.digest == known.digest and transactions.numbers_are_complete(tx, known, ruled.numbers, heads)
         return Event.VERDICT_COMMITTED if complete else Event.VERDICT_INCOMPLETE
     if ruled.verdict is Verdict.ROLLED_BACK:
         return Event.VERDICT_ROLLED_BACK
@@ -152,13 +153,14 @@ def force(tx: StoreTx, now: int, command: Force) -> TransactionView | Problem:
     judged = step(known.state, Event.FORCE_COMMIT if command.commit else Event.FORCE_ROLLBACK)
     if judged.outcome is not Outcome.OK:
         return transactions.refuse(tx, now, known, judged, said="force", said_by="operator")
-    if command.commit and not transactions.numbers_are_complete(tx, known, command.numbers):
+    heads = tx.message_heads(known.n)
+    if command.commit and not transactions.numbers_are_complete(tx, known, command.numbers, heads):
         raise Problem("incomplete_decision", "an ordered message cannot be committed without its number (R4); ask the producer for it")
     to = "committed" if command.commit else "rolled_back"
     tx.audit(now, "operator", f"tx.{'commit' if command.commit else 'rollback'}", format_id(known.id), command.reason, known.state.word, to)
     tx.note(known.n, now, to, f"forced by operator: {command.reason}")
     if command.commit:
-        return transactions.commit_now(tx, now, known, command.numbers, By.OPERATOR, command.reason)
+        return transactions.commit_now(tx, now, known, command.numbers, By.OPERATOR, command.reason, heads)
     return transactions.rollback_now(tx, now, known, By.OPERATOR, command.reason, keep_bodies=True)
 
 
