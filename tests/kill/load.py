@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from halfmsg import Message
+from halfmsg.txclient import MessageOptions
 from tests.support import history
 
 ORDERED: Final = "orders"
@@ -52,12 +53,16 @@ class Item:
     def digest(self) -> str:
         return history.content_digest(self.topic, self.key, self.tag, self.content_type, self.attributes, self.body)
 
-    def options(self) -> dict[str, object]:
-        found: dict[str, object] = {"content_type": self.content_type, "attributes": self.attributes}
-        return found | {name: value for name, value in (("key", self.key), ("tag", self.tag)) if value is not None}
+    def options(self) -> MessageOptions:
+        found = MessageOptions(content_type=self.content_type, attributes=self.attributes)
+        if self.key is not None:
+            found["key"] = self.key
+        if self.tag is not None:
+            found["tag"] = self.tag
+        return found
 
     def message(self) -> Message:
-        return Message(self.topic, self.body, **self.options())  # type: ignore[arg-type]
+        return Message(self.topic, self.body, **self.options())
 
 
 def item(chance: random.Random, serial: str) -> Item:

@@ -156,7 +156,7 @@ class Shop:
         for item in items:
             undone = self.chance.random() < 0.1
             await conn.execute("SAVEPOINT one")
-            receipt = await self.outbox.publish(conn, item.topic, item.body, **item.options())  # type: ignore[arg-type]
+            receipt = await self.outbox.publish(conn, item.topic, item.body, **item.options())
             await self._rows(conn, [receipt], [item], "published")
             if undone:
                 await conn.execute("ROLLBACK TO one")
@@ -181,7 +181,7 @@ class Shop:
         item = load.Item(load.PLAIN, None, item.tag, item.attributes, item.content_type, item.body)
         id = self.client._ids.transaction()
         self.book.add("sent", transaction=id, message=f"{id}-0", topic=item.topic, key=None, sequence=None, digest=item.digest)
-        sent = await self.client.send(item.topic, item.body, id=id, **item.options())  # type: ignore[arg-type]
+        sent = await self.client.send(item.topic, item.body, id=id, **item.options())
         self.book.add("acknowledged", what="send", transaction=sent.id, state=sent.state)
 
 

@@ -134,18 +134,28 @@ class Harness:
 
     def _one(self, cycle: Cycle) -> None:
         began = time.monotonic()
-        acts = {
-            "fail": self._fail, "kill": self._kill_coordinator, "start": self._kill_starting, "zombie": self._zombie, "pause": self._pause,
-            "producer": lambda c: self._kill_one(self.cast.producers, c), "relay": lambda c: self._kill_one(self.cast.relays, c),
-            "consumer": lambda c: self._kill_one(self.cast.consumers, c),
-        }  # fmt: skip
-        what = acts[cycle.act](cycle)
+        what = self._act(cycle)
         time.sleep(self.chance.uniform(0.4, 1.2))
         self._look_after_all()
         with contextlib.suppress(Stuck):
             self.watcher.look()
         self.report.cycles += 1
         self.say(f"{cycle.number:4}/{self.cycles}  {what:<46} {time.monotonic() - began:5.1f} s")
+
+    def _act(self, cycle: Cycle) -> str:
+        match cycle.act:
+            case "fail":
+                return self._fail(cycle)
+            case "kill":
+                return self._kill_coordinator(cycle)
+            case "start":
+                return self._kill_starting(cycle)
+            case "zombie":
+                return self._zombie(cycle)
+            case "pause":
+                return self._pause(cycle)
+        among = {"producer": self.cast.producers, "relay": self.cast.relays, "consumer": self.cast.consumers}
+        return self._kill_one(among[cycle.act], cycle)
 
     def _look_after_all(self) -> None:
         """Nobody but us may end a process."""

@@ -14,7 +14,7 @@ import pytest
 from halfmsg import Client, Message, Outbox
 from halfmsg.txclient import ApiError
 
-from .cancelling import cancel_at, deaf_proxy
+from .faults import cancel_at, deaf_proxy
 from .sides import Side, closing, settled
 
 Scenario = Callable[[Side, Outbox, str], Coroutine[Any, Any, None]]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -115,14 +117,12 @@ def test_own_transaction_aborts_on_cancellation() -> None:
     running = own_transaction(steps())
     assert isinstance(next(running), Begin)
     assert isinstance(running.send(None), Sql)
-    assert isinstance(running.throw(GeneratorExit()), Abort)
-    with pytest.raises(GeneratorExit):
+    assert isinstance(running.throw(asyncio.CancelledError()), Abort)
+    with pytest.raises(asyncio.CancelledError):
         running.send(None)
 
 
 def delivery(sequence: int | None = 5, **more: Any) -> Delivery:
-    from datetime import UTC, datetime
-
     fields: dict[str, Any] = {"topic": "s", "lane": 0, "offset": 0, "time": datetime.now(UTC), "group": "g", "key": "k", "source": "S"}
     return Delivery(id=f"{fence.id_text(ID)}-0", transaction_id=fence.id_text(ID), sequence=sequence, **fields | more)
 

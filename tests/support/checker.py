@@ -78,7 +78,7 @@ class _Facts:
                 self.sent[event["message"]] = event
             case "acknowledged":
                 self.acknowledged.append(event)
-                self.say(event, SAID.get(event["what"], event["state"]))
+                self.say(event, SAID.get(event["what"]) or event["state"])
             case "answered":
                 self.say(event, event["state"])
             case "decided" | "undecided":

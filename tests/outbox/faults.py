@@ -49,12 +49,17 @@ async def cancel_at(coroutine: Coroutine[Any, Any, Any], k: int) -> tuple[bool, 
 
 
 class DeafProxy:
-    """Passes bytes between client and server; from `loses_answer_of` on, the answer is withheld and every connection broken."""
+    """Passes bytes between client and server, or holds those of the client while `flows` is not set.
+
+    `loses_answer_of`: when a client says this, its answer is withheld and every connection broken.
+    """
 
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
         self.loses_answer_of: bytes | None = None
         self._deaf = False
+        self.flows = asyncio.Event()
+        self.flows.set()
         self._writers: list[asyncio.StreamWriter] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -79,6 +84,8 @@ class DeafProxy:
                     return self.cut()
                 if not answers and self.loses_answer_of is not None and self.loses_answer_of in chunk:
                     self._deaf, self.loses_answer_of = True, None
+                if not answers:
+                    await self.flows.wait()
                 writer.write(chunk)
                 await writer.drain()
         writer.close()
