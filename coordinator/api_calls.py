@@ -21,6 +21,7 @@ from .gaps import Gaps
 from .ids import format_id, parse_id, parse_message_id
 from .messages import Force, Group
 from .service import groups, looking, producers, settling, topics, transactions, verdicts
+from .service.naming import Removal
 from .store.sqlite.base import Q
 from .store.sqlite.deliveries import Deliveries
 from .store.sqlite.names import source_of
@@ -28,6 +29,7 @@ from .stream import Streams
 
 Answer = tuple[int, Any]
 LIMIT_DEFAULT, LIMIT_MAX = 100, 1_000
+DOCTOR_STEPS_MAX = 20_000_000
 
 
 def _int(query: Any, name: str, default: int, *, least: int = 0, most: int = 2**53) -> int:
@@ -41,6 +43,11 @@ def _int(query: Any, name: str, default: int, *, least: int = 0, most: int = 2**
 
 def _limit(query: Any) -> int:
     return _int(query, "limit", LIMIT_DEFAULT, least=1, most=LIMIT_MAX)
+
+
+def _reason(query: Any) -> str:
+    """Why something is removed: for the audit."""
+    return str(query.get("reason", ""))[: wire.MAX_REASON_CHARS]
 
 
 def _name(text: str) -> str:
@@ -144,7 +151,7 @@ class Calls:
         return (201 if made else 200), render.topic(topic)
 
     async def delete_topic(self, req: Any) -> Answer:
-        await self.engine.call(topics.remove, req.path["topic"])
+        await self.engine.call(topics.remove, Removal(req.path["topic"], _reason(req.query)))
         return 204, None
 
     async def look(self, req: Any) -> Answer:
@@ -161,7 +168,12 @@ class Calls:
 
     async def list_keys(self, req: Any) -> Answer:
         after, limit = _int(req.query, "cursor", 0), _limit(req.query)
-        items = [item | self.gaps.of(item["id"]) for item in await self.engine.read(lambda tx: looking.keys_with_gaps(tx, after, limit))]
+        topic, group = req.query.get("topic"), req.query.get("group")
+
+        def read(tx: Deliveries) -> list[dict[str, Any]]:
+            return looking.keys_with_gaps(tx, after, limit, topic) if group is None else looking.blocked_keys(tx, group, after, limit)
+
+        items = [item | self.gaps.of(item["id"]) for item in await self.engine.read(read)]
         return _page(items, items[-1]["id"] if len(items) == limit else None)
 
     async def get_message(self, req: Any) -> Answer:
@@ -206,7 +218,7 @@ class Calls:
         return (201 if made else 200), (await self.get_group(req))[1]
 
     async def delete_group(self, req: Any) -> Answer:
-        await self.engine.call(groups.remove, req.path["group"])
+        await self.engine.call(groups.remove, Removal(req.path["group"], _reason(req.query)))
         return 204, None
 
     async def fetch(self, req: Any) -> Answer:
@@ -277,7 +289,7 @@ class Calls:
         return (201 if made else 200), render.producer(source, {"secret": source.secret} if made else None)
 
     async def delete_producer(self, req: Any) -> Answer:
-        await self.engine.call(producers.remove, req.path["producer"])
+        await self.engine.call(producers.remove, Removal(req.path["producer"], _reason(req.query)))
         return 204, None
 
     async def check_producer(self, req: Any) -> Answer:
@@ -308,7 +320,7 @@ class Calls:
         }  # fmt: skip
 
     async def doctor(self, req: Any) -> Answer:
-        findings = await self.engine.read(lambda tx: doctor.run(tx.conn))
+        findings = await self.engine.read(lambda tx: doctor.run(tx.conn, steps_max=DOCTOR_STEPS_MAX))
         return 200, {"items": [msgspec.to_builtins(finding) for finding in findings]}
 
 
@@ -317,7 +329,7 @@ def _history(life: looking.Life) -> list[wire.HistoryEntry]:
     entries: list[tuple[int, str, str | None]] = [(tx.first_at, "prepared" if life.view.producer else "sent", None)]
     entries += [(at, what, detail) for at, what, detail in life.notes]
     if tx.decided_at is not None:
-        by = "" if tx.decided_by is None else f"by {tx.decided_by.word}"
+        by = "" if tx.decided_by is None or not life.view.producer else f"by {tx.decided_by.word}"
         entries.append((tx.decided_at, tx.state.word, by))
     entries += [(at, "conflict", f"{by} said {said} while {stored}") for stored, said, by, at in life.conflicts]
     found = [wire.HistoryEntry(at=rfc3339(at), what=what, detail=detail) for at, what, detail in sorted(entries, key=lambda each: each[0])]

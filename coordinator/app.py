@@ -41,7 +41,7 @@ class Coordinator:
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         self.settings = settings
         self.clock = clock or SystemClock()
-        self.metrics = Metrics(version=__version__)
+        self.metrics = Metrics(version=__version__, storage="sqlite")
         self.broken: BaseException | None = None
         self.stopped = asyncio.Event()
         self.address = settings.listen

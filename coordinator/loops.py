@@ -57,6 +57,8 @@ class Ticks:
 
     async def ways(self) -> None:
         await self.checks.ways.refresh()
+        for name in self.engine.names.producers.values():
+            self.engine.metrics.circuit(name, self.checks.poller.breaker_open(name))
 
     async def capacity(self) -> None:
         """What the door judges by: backlog of each topic, free disk."""

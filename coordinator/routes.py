@@ -155,7 +155,17 @@ ROUTES: tuple[Route, ...] = (
         _codes("topic_not_found combination_refused"),
     ),
     Route("POST", "/v1/topics/{topic}/keys/{key}/skip", "not_built", "Skip a gap (not built yet)", None, None, 200, _codes("not_supported")),
-    Route("GET", "/v1/keys", "list_keys", "Keys that wait for a number", None, None, 200, (), _PAGE),
+    Route(
+        "GET",
+        "/v1/keys",
+        "list_keys",
+        "Keys that wait for a number; with group, behind a failed message",
+        None,
+        None,
+        200,
+        (),
+        ("topic", "group", *_PAGE),
+    ),
     Route(
         "GET",
         "/v1/messages/{id}",

@@ -167,14 +167,21 @@ def _from_file(config: Path | None) -> list[tuple[str, Any, str]]:
 def _from_environment(environment: Mapping[str, str]) -> list[tuple[str, Any, str]]:
     found: list[tuple[str, Any, str]] = []
     for variable, value in sorted(environment.items()):
-        if not variable.startswith("HALFMSG_") or variable in _NOT_SETTINGS:
+        if not variable.startswith("HALFMSG_") or variable.removesuffix("_FILE") in _NOT_SETTINGS:
             continue
         text = value
         key = variable
         if variable.endswith("_FILE"):
-            key, text = variable.removesuffix("_FILE"), Path(value).read_text().strip()
+            key, text = variable.removesuffix("_FILE"), _secret(variable, value)
         found.append((ALIASES.get(key, key.removeprefix("HALFMSG_").lower().replace("__", ".")), text, variable))
     return found
+
+
+def _secret(variable: str, path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError as error:
+        raise StartError(f"{variable} names {path}, which cannot be read: {error.strerror}", "Name a file that this user may read", 2) from error
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -188,6 +195,8 @@ def _put(values: dict[str, Any], name: str, value: Any) -> None:
     *sections, last = name.split(".")
     for section in sections:
         values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise StartError(f"{name}: {section} has a value and settings below it", "Set one of the two", 2)
     if last == "allow" and isinstance(value, str):
         value = [item.strip() for item in value.split(",")]
     values[last] = value

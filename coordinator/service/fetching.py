@@ -255,7 +255,7 @@ class _Handout:
         """P8: a damaged row is reported in the topic's dead letters, never delivered or dropped; its key stops."""
         row = self.tx.log_row(self.topic.id, lane, off)
         okey, seq, m = row if row is not None else (None, None, -1)
-        if not any(dead[1] is None for dead in self.tx.dead_of_message(m)):
+        if not self.tx.is_quarantined(self.topic.id, lane, off):
             self.tx.add_dead(
                 grp=None, topic=self.topic.id, lane=lane, off=off, okey=okey, seq=seq, m=m, reason=Reason.CORRUPT, attempts=0, first_out=None,
                 at=self.now, history=None,
@@ -286,9 +286,9 @@ def is_sound(topic: Topic, row: Logged) -> bool:
     """Bytes out are bytes in (P8): the digest is computed anew from what is about to go out."""
     try:
         content_type, attributes, _ = decode_extra(row.extra)
-    except msgspec.MsgspecError:
+        digest = message_digest(topic=topic.name, key=row.key, tag=row.tag, content_type=content_type, body=row.body, attributes=attributes)
+    except (msgspec.MsgspecError, ValueError, TypeError):
         return False
-    digest = message_digest(topic=topic.name, key=row.key, tag=row.tag, content_type=content_type, body=row.body, attributes=attributes)
     return digest == row.digest
 
 

@@ -8,6 +8,7 @@ from ..errors import Problem
 from ..messages import Group, Kind
 from ..store.base import StoreTx
 from . import hands, topics
+from .naming import Removal
 from .settling import groups_of
 
 
@@ -71,8 +72,9 @@ def pause(tx: StoreTx, now: int, command: Pause) -> list[Group]:
     return list(groups_of(tx, command.name).values())
 
 
-def remove(tx: StoreTx, now: int, name: str) -> None:
+def remove(tx: StoreTx, now: int, command: Removal) -> None:
     """Refused while members live. Its dead letters go with it, so list them first."""
+    name = command.name
     groups = groups_of(tx, name)
     for group in groups.values():
         if tx.has_flights(group.id) or tx.env.members.live(group.id, now):
@@ -81,6 +83,7 @@ def remove(tx: StoreTx, now: int, name: str) -> None:
             raise Problem("group_busy", f"group {name} has dead letters; nothing is dropped silently: look at halfmsg dlq ls --group {name}")
     for group in groups.values():
         tx.remove_group(group)
+    tx.audit(now, "operator", "group.rm", name, command.reason, None, None)
 
 
 class Rejoin(Struct, frozen=True):

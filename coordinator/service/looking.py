@@ -159,7 +159,7 @@ def topic_page(tx: Deliveries, after: str, limit: int) -> list[tuple[Topic, dict
 
 def topic_numbers(tx: Deliveries, topic: Topic) -> dict[str, Any]:
     ends = [next_off for _, next_off in tx.all(Q.lanes_of, topic.id)]
-    return {"messages": sum(ends), "groups": sorted({group.name for group in tx.groups_of_topic(topic.id)})}
+    return {"messages": sum(ends), "ends": ends, "groups": sorted({group.name for group in tx.groups_of_topic(topic.id)})}
 
 
 def group_numbers(tx: Deliveries, groups: list[Group], now: int) -> dict[str, Any]:
@@ -220,13 +220,28 @@ def _dead(tx: Deliveries, row: tuple[Any, ...]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def keys_with_gaps(tx: Deliveries, after: int, limit: int) -> list[dict[str, Any]]:
+def keys_with_gaps(tx: Deliveries, after: int, limit: int, topic: str | None = None) -> list[dict[str, Any]]:
     """Keys that wait for a number (or are stopped), with what is held behind it."""
     found: list[dict[str, Any]] = []
     while len(found) < limit and (row := tx.next_held_key(after)) is not None:
         after = row[0]
-        found.append(key_state(tx, after))
+        state = key_state(tx, after)
+        if topic is None or state["topic"] == topic:
+            found.append(state)
     return found
+
+
+def blocked_keys(tx: Deliveries, name: str, after: int, limit: int) -> list[dict[str, Any]]:
+    """Keys of a group that wait behind a failed message: its error, its next attempt, and how many wait (at most 100 are counted)."""
+    found: list[dict[str, Any]] = []
+    for group in groups_of(tx, name).values():
+        for (okey,) in tx.all(Q.retry_keys, group.id, after, limit):
+            first = tx.first_retry_of_key(group.id, okey)
+            waiting = tx.one(Q.retry_behind, group.id, okey)[0]
+            if first is not None:
+                blocked = {"attempts": first.attempts, "due": first.due, "error": first.error, "waiting": waiting - 1}
+                found.append(key_state(tx, okey) | {"blocked": blocked})
+    return sorted(found, key=lambda state: state["id"])[:limit]
 
 
 def key_state(tx: Deliveries, okey: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from msgspec import Struct
 from ..errors import Problem
 from ..messages import Source
 from ..store.base import StoreTx
+from .naming import Removal
 
 
 class Hello(Struct, frozen=True):
@@ -93,10 +94,12 @@ def get(tx: StoreTx, name: str) -> Source:
     return source
 
 
-def remove(tx: StoreTx, now: int, name: str) -> None:
+def remove(tx: StoreTx, now: int, command: Removal) -> None:
+    name = command.name
     source = get(tx, name)
     if tx.source_has_undecided(source.id):
         raise Problem("state_changed", f"producer {name} has undecided transactions; nobody else could answer for them")
     if source.db_id is not None:
         raise Problem("state_changed", f"producer {name} is bound to a database whose numbers go on; it cannot be removed")
     tx.remove_source(source)
+    tx.audit(now, "operator", "producer.rm", name, command.reason, None, None)

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from ..errors import Problem
 from ..messages import Kind, NewMessage, Topic
 from ..store.base import StoreTx
+from .naming import Removal
 
 
 class TopicWanted(Struct, frozen=True):
@@ -42,8 +43,9 @@ def put(tx: StoreTx, now: int, wanted: TopicWanted) -> tuple[Topic, bool]:
     return topic, False
 
 
-def remove(tx: StoreTx, now: int, name: str) -> None:
+def remove(tx: StoreTx, now: int, command: Removal) -> None:
     """Refused while anybody has a place in it or its numbers go on elsewhere (API §9.10)."""
+    name = command.name
     topic = get(tx, name)
     if tx.groups_of_topic(topic.id):
         raise Problem("group_busy", f"topic {name} has consumer groups; remove them first")
@@ -52,6 +54,7 @@ def remove(tx: StoreTx, now: int, name: str) -> None:
     if any(tx.lane_end(topic.id, lane) for lane in range(topic.lanes)) or tx.topic_has_keys(topic.id):
         raise Problem("state_changed", f"topic {name} still keeps messages; removing them is not built yet")
     tx.remove_topic(topic)
+    tx.audit(now, "operator", "topic.rm", name, command.reason, topic.kind.word, None)
 
 
 def get(tx: StoreTx, name: str) -> Topic:

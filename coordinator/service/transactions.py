@@ -37,7 +37,6 @@ def store_content(tx: StoreTx, now: int, command: Content) -> TransactionView | 
         tx.emit(("prepared", stored.source, placed[0][1].name))
         return _view(tx, stored, _unreleased(rows), created=True)
     places = release_all(tx, now, stored, [Ready(m, topic, okey, message.key, message.sequence) for message, topic, okey, m in rows])
-    _told(tx, stored, By.PRODUCER, State.COMMITTED, now)
     return _view(tx, stored, places, created=True)
 
 

@@ -192,6 +192,9 @@ class Deliveries(Protocol):
     def dead_of_message(self, m: int) -> list[tuple[int, int | None, Reason, int | None]]:
         """(id, group or None, reason, sequence) each."""
 
+    def is_quarantined(self, topic: int, lane: int, off: int) -> bool:
+        """Stands this place of the log in the topic's own dead letters?"""
+
     def unnamed_dead(self, grp: int, okey: int, below: int, limit: int) -> list[int]: ...
     def name_dead(self, grp: int, okey: int, below: int) -> None: ...
     def count_dead(self, grp: int, limit: int) -> int: ...

@@ -116,6 +116,9 @@ class Deliveries(Order):
     def dead_of_message(self, m: int) -> list[tuple[int, int | None, Reason, int | None]]:
         return [(id, grp, Reason(reason), seq) for id, grp, reason, seq in self.all(Q.dead_of_message, m)]
 
+    def is_quarantined(self, topic: int, lane: int, off: int) -> bool:
+        return self.one(Q.dead_at, topic, lane, off) is not None
+
     def unnamed_dead(self, grp: int, okey: int, below: int, limit: int) -> list[int]:
         return [row[0] for row in self.all(Q.dead_unnamed, grp, okey, below, limit)]
 

@@ -68,6 +68,7 @@ CREATE TABLE dead (
     reason INTEGER NOT NULL, attempts INTEGER NOT NULL, first_out INTEGER, at INTEGER NOT NULL, history TEXT, named INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX dead_grp ON dead (grp, id);
 CREATE INDEX dead_topic ON dead (topic, id) WHERE grp IS NULL;
+CREATE INDEX dead_at ON dead (topic, lane, off) WHERE grp IS NULL;
 CREATE INDEX dead_m ON dead (m);
 CREATE INDEX dead_key ON dead (grp, okey, seq) WHERE okey IS NOT NULL AND named = 0;
 CREATE TABLE conflict (

@@ -145,7 +145,7 @@ SELECT okey, seq, m FROM log WHERE topic = ? AND lane = ? AND off = ?;
 -- name: log_last_at
 SELECT at FROM log WHERE topic = ? AND lane = ? AND off = ?;
 -- name: log_run
-SELECT g.off, g.m, g.seq, g.at, g.okey, k.key, x.tag, x.extra, x.body, x.digest, t.id, t.source, k.incarnation, t.decided_by
+SELECT g.off, g.m, g.seq, g.at, g.okey, k.key, CAST(x.tag AS BLOB), x.extra, x.body, x.digest, t.id, t.source, k.incarnation, t.decided_by
 FROM log g JOIN message x ON x.m = g.m JOIN tx t ON t.n = g.m >> 10 LEFT JOIN okey k ON k.id = g.okey
 WHERE g.topic = ? AND g.lane = ? AND g.off >= ? AND g.off < ? ORDER BY g.off LIMIT ?;
 
@@ -210,6 +210,10 @@ SELECT lane, off, due, okey, attempts, first_out, error, redriven FROM retry WHE
 DELETE FROM retry WHERE grp = ? AND lane = ? AND off = ?;
 -- name: retry_first_of_key
 SELECT lane, off, due, okey, attempts, first_out, error, redriven FROM retry WHERE grp = ? AND okey = ? ORDER BY lane, off LIMIT 1;
+-- name: retry_keys
+SELECT DISTINCT okey FROM retry WHERE grp = ? AND okey > ? ORDER BY okey LIMIT ?;
+-- name: retry_behind
+SELECT count(*) FROM (SELECT 1 FROM retry WHERE grp = ? AND okey = ? LIMIT 100);
 -- name: retry_set_due
 UPDATE retry SET due = ? WHERE grp = ? AND lane = ? AND off = ?;
 -- name: retry_any
@@ -226,6 +230,8 @@ DELETE FROM retry WHERE grp = ?;
 INSERT INTO dead (grp, topic, lane, off, okey, seq, m, reason, attempts, first_out, at, history) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 -- name: dead_of_message
 SELECT id, grp, reason, seq FROM dead WHERE m = ? LIMIT 100;
+-- name: dead_at
+SELECT 1 FROM dead WHERE grp IS NULL AND topic = ? AND lane = ? AND off = ? LIMIT 1;
 -- name: dead_unnamed
 SELECT seq FROM dead WHERE grp = ? AND okey = ? AND named = 0 AND seq < ? ORDER BY seq LIMIT ?;
 -- name: dead_name
