@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Protocol
 
 
@@ -25,4 +26,10 @@ class SystemClock:
 
 def rfc3339(ms: int) -> str:
     """UTC with milliseconds: `2026-11-21T10:00:00.123Z`."""
-    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{ms % 1000:03d}Z"
+    return f"{_to_the_second(ms // 1000)}.{ms % 1000:03d}Z"
+
+
+@lru_cache(maxsize=4_096)
+def _to_the_second(seconds: int) -> str:
+    """Cached: most times of an answer lie within the same second, and strftime is dear."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")

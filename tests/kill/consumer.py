@@ -82,7 +82,7 @@ def main(given: argparse.Namespace) -> None:
             time.sleep(load.LEASE_S * 1.3)
         after(what)
 
-    load.ready(given.folder, given.process)
+    load.tell(given.folder, given.process, "ready")
     consumer.run()
 
 

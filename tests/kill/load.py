@@ -100,8 +100,9 @@ def _make(path: Path, ddl: str) -> None:
         conn.execute(ddl)
 
 
-def ready(folder: Path, name: str) -> None:
-    """Tell the harness that this process has started; the file names its pid."""
-    path = folder / f"{name}.ready"
-    path.with_suffix(".new").write_text(str(os.getpid()))
-    path.with_suffix(".new").rename(path)
+def tell(folder: Path, name: str, what: str) -> None:
+    """Tell the harness that this process is `ready` or `idle`; the file names its pid."""
+    path = folder / f"{name}.{what}"
+    new = path.with_suffix(f".{what}-new")
+    new.write_text(str(os.getpid()))
+    new.rename(path)

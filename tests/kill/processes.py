@@ -191,7 +191,7 @@ def cast(folder: Path, seed: int, rate: float) -> Cast:
 
     def program(module: str, process: str, *more: str) -> Program:
         command = [sys.executable, "-m", f"tests.kill.{module}", "--process", process, "--folder", str(folder), "--url", url, *more]
-        return Program(process, command, folder / f"{process}.log", _says_ready)
+        return Program(process, command, folder / f"{process}.log", lambda self: says(self, "ready"))
 
     def producer(number: int, name: str) -> Program:
         return program("producer", name, "--name", name, "--seed", str(seed * 10 + number), "--rate", str(rate))
@@ -208,8 +208,9 @@ def cast(folder: Path, seed: int, rate: float) -> Cast:
     )
 
 
-def _says_ready(program: Program) -> bool:
-    path = program.log.with_suffix(".ready")
+def says(program: Program, what: str) -> bool:
+    """Has the process that runs now told this (`load.tell`)?"""
+    path = program.log.with_suffix(f".{what}")
     return path.exists() and path.read_text() == str(program.pid)
 
 

@@ -2,20 +2,19 @@
 
 The business rows stand in the same transaction as what the library writes; after all kills they alone say what has committed.
 `--answers-only` is a second process on the same database that publishes nothing: it answers check-backs and relays, also while the first
-is stopped or dead. SIGUSR1 ends the load, SIGTERM the process.
+is stopped or dead. SIGUSR1 ends the load, which is told by a file, SIGTERM the process.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import random
 import signal
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +22,7 @@ import aiosqlite
 
 from halfmsg import Client, Outbox
 from halfmsg.outbox import Fenced
-from halfmsg.txclient import ApiError, Busy, Conflict, HalfmsgError, TransportError, UsageError
+from halfmsg.txclient import ApiError, Busy, Conflict, TransportError
 from tests.kill import load
 from tests.support import history
 
@@ -34,6 +33,7 @@ CANCELLED: Final = 0.03
 """How a local transaction ends. early: raises before the fence; silent: rolled back without a word; late: the first check-back comes before
 the transaction begins; long: it comes while the fence's row is locked. A few are cancelled at a random moment, perhaps in COMMIT (R1)."""
 LATE_S: Final = load.FIRST_CHECK_S * 2.5
+INSERT: Final = "INSERT INTO work (tx, message, way, topic, key, sequence, digest, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 log = logging.getLogger("kill.producer")
 
 
@@ -119,10 +119,14 @@ class Shop:
             await conn.execute("PRAGMA synchronous = FULL")
             if way != "published":
                 await self._half(conn, way, end, items)
-            elif self.chance.random() < 0.5:
-                await self._block(end, items)
             else:
-                await self._bare(conn, end, items)
+                match self.chance.randrange(4):
+                    case 0:
+                        await asyncio.to_thread(self._in_thread, end, items)
+                    case 1:
+                        await self._block(end, items)
+                    case _:
+                        await self._bare(conn, end, items)
         finally:
             await asyncio.shield(conn.close())
 
@@ -146,9 +150,22 @@ class Shop:
             await self._rows(tx.conn, receipts, items, "published")
             if end == "long":
                 await asyncio.sleep(LATE_S / 2)
-            if end in ("raise", "silent"):
-                self.book.add("rolled_back", transaction=receipts[0].transaction_id, producer=self.name)
+            self._change_mind(end, receipts)
+
+    def _in_thread(self, end: str, items: Sequence[load.Item]) -> None:
+        """The same for code without a loop."""
+        with self.outbox.transaction() as tx:
+            if end == "early":
                 raise Halt
+            receipts = tx.publish_many([item.message() for item in items])
+            for row in _rows_of(receipts, items, "published"):
+                tx.conn.execute(INSERT, row)
+            self._change_mind(end, receipts)
+
+    def _change_mind(self, end: str, receipts: Sequence[Any]) -> None:
+        if end in ("raise", "silent"):
+            self.book.add("rolled_back", transaction=receipts[0].transaction_id, producer=self.name)
+            raise Halt
 
     async def _bare(self, conn: aiosqlite.Connection, end: str, items: Sequence[load.Item]) -> None:
         """Each message a halfmsg transaction of its own; one inside a savepoint that is undone leaves nothing behind (R16)."""
@@ -172,9 +189,8 @@ class Shop:
         await (conn.rollback() if end == "silent" else conn.commit())
 
     async def _rows(self, conn: Any, receipts: Sequence[Any], items: Sequence[load.Item], way: str) -> None:
-        for receipt, item in zip(receipts, items, strict=True):
-            row = (receipt.transaction_id, receipt.message_id, way, item.topic, item.key, receipt.sequence, item.digest, time.time())
-            await conn.execute("INSERT INTO work (tx, message, way, topic, key, sequence, digest, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+        for row in _rows_of(receipts, items, way):
+            await conn.execute(INSERT, row)
 
     async def _send(self) -> None:
         item = load.item(self.chance, f"{self.name}-{time.time_ns()}-sent")
@@ -185,18 +201,27 @@ class Shop:
         self.book.add("acknowledged", what="send", transaction=sent.id, state=sent.state)
 
 
+def _rows_of(receipts: Sequence[Any], items: Sequence[load.Item], way: str) -> Iterator[tuple[Any, ...]]:
+    for receipt, item in zip(receipts, items, strict=True):
+        yield receipt.transaction_id, receipt.message_id, way, item.topic, item.key, receipt.sequence, item.digest, time.time()
+
+
 async def main(given: argparse.Namespace) -> None:
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
     shop = Shop(given.name, given.process, given.folder, given.url, random.Random(given.seed), given.rate)
     loop.add_signal_handler(signal.SIGUSR1, shop.loaded.set)
-    loop.add_signal_handler(signal.SIGTERM, stopped.set)
-    async with shop.client, shop.outbox:
-        load.ready(given.folder, given.process)
-        workers = [] if given.answers_only else [loop.create_task(shop.work()) for _ in range(WORKERS)]
-        await stopped.wait()
+
+    def end() -> None:
         shop.loaded.set()
-        with contextlib.suppress(HalfmsgError, UsageError):
-            await asyncio.gather(*workers)
+        stopped.set()
+
+    loop.add_signal_handler(signal.SIGTERM, end)
+    async with shop.client, shop.outbox:
+        load.tell(given.folder, given.process, "ready")
+        if not given.answers_only:
+            await asyncio.gather(*(shop.work() for _ in range(WORKERS)))
+            load.tell(given.folder, given.process, "idle")
+        await stopped.wait()
 
 
 if __name__ == "__main__":

@@ -25,11 +25,12 @@ from typing import Any, Final
 from halfmsg.coordinator.store import failpoints
 from tests.kill import collect, load
 from tests.kill.plan import GAP, LEASE, RARE, Cycle, Plan
-from tests.kill.processes import Cast, Program, Stuck, cast, wait_for
+from tests.kill.processes import Cast, Program, Stuck, cast, says, wait_for
 from tests.support import checker, history
 
 SHOWN: Final = 20
 ALL_POINTS_FROM: Final = 60
+RATE: Final = 20.0
 FIRE_S: Final = 6.0
 SETTLE_S: Final = 1.0
 REST_S: Final = 60.0
@@ -253,6 +254,7 @@ class Harness:
         for program in self.cast.producers:
             program.signal(signal.SIGUSR1)
         try:
+            wait_for(lambda: all(says(program, "idle") for program in self.cast.producers), REST_S, "the load did not end")
             wait_for(lambda: not self._left(), REST_S, "it did not come to rest")
         except Stuck as stuck:
             self.report.problems.append(f"{stuck}: {'; '.join(self._left())}")
@@ -316,7 +318,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cycles", type=int, default=300)
     parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--rate", type=float, default=10.0, help="local transactions a second and producer")
+    parser.add_argument("--rate", type=float, default=RATE, help="local transactions a second and producer")
     parser.add_argument("--keep", action="store_true", help="leave databases, history and logs where they are")
     given = parser.parse_args()
     seed = given.seed if given.seed is not None else random.SystemRandom().randrange(1_000_000)

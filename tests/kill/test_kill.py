@@ -9,7 +9,7 @@ import pytest
 
 from halfmsg.coordinator.store import failpoints
 from tests.kill.plan import Plan
-from tests.kill.run import Harness, table
+from tests.kill.run import RATE, Harness, table
 
 CYCLES = 8
 SEED = 7
@@ -19,7 +19,7 @@ SEED = 7
 def test_promises_hold_over_kills(tmp_path: Path) -> None:
     """P1-P8: processes are killed under load; nothing is lost, ghost, doubled, inverted, decided twice or wrong."""
     lines: list[str] = []
-    report = Harness(tmp_path, SEED, CYCLES, 10.0, lines.append).run()
+    report = Harness(tmp_path, SEED, CYCLES, RATE, lines.append).run()
     assert report.ok, "\n".join([*lines, *table(report), f"history and logs: {tmp_path}"])
     assert report.cycles == CYCLES
     assert report.messages > 100

@@ -6,9 +6,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from hypothesis import HealthCheck, assume, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from halfmsg.coordinator import doctor
 from halfmsg.coordinator.messages import Delivery, Kind
@@ -50,9 +50,10 @@ class Deliveries(RuleBasedStateMachine):
         self.world.sequence(self.next_number[key] + 1, key)
         self.next_number[key] += 2
 
-    @rule(key=st.sampled_from(KEYS))
-    def fill_a_gap(self, key: str) -> None:
-        assume(self.pending[key])
+    @precondition(lambda self: any(self.pending.values()))
+    @rule(data=st.data())
+    def fill_a_gap(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from([key for key in KEYS if self.pending[key]]))
         self.world.sequence(self.pending[key].pop(), key)
 
     @rule(member=st.sampled_from(MEMBERS), count=st.integers(1, 6), lease_s=st.sampled_from((None, 3.0, 20.0)))
@@ -67,9 +68,9 @@ class Deliveries(RuleBasedStateMachine):
             before[at] = member
             self.believed.append((member, given))
 
+    @precondition(lambda self: self.believed)
     @rule(data=st.data(), what=st.sampled_from(("ack", "ack", "ack", "nack", "reject")))
     def settle(self, data: st.DataObject, what: str) -> None:
-        assume(self.believed)
         _, given = self.believed.pop(data.draw(st.integers(0, len(self.believed) - 1)))
         at = (given.lane, given.row.off)
         was_open = self._open_by_member()
@@ -84,9 +85,9 @@ class Deliveries(RuleBasedStateMachine):
         else:
             assert result.error[0] == "lease_lost"
 
+    @precondition(lambda self: self.believed)
     @rule(data=st.data(), by_s=st.sampled_from((1.0, 30.0)))
     def extend(self, data: st.DataObject, by_s: float) -> None:
-        assume(self.believed)
         self.world.extend(data.draw(st.sampled_from([given for _, given in self.believed])), by_s=by_s)
 
     @rule(seconds=st.sampled_from((0.5, 2.0, 5.0, 11.0)), tick=st.booleans())

@@ -1,0 +1,258 @@
+"""The relay: rows handed over after the local commit, idempotently, by any number of relays (R2, R12, R23)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from halfmsg import Client, Message, Outbox, UsageError
+from halfmsg.coordinator.app import Coordinator
+from halfmsg.outbox import admin
+from halfmsg.outbox.home import Home
+from halfmsg.outbox.relay import Relay, lane_of
+
+from .sides import NOWHERE, Side, closing, plain, settled
+
+Make = Callable[[Client], Awaitable[Relay]]
+
+
+@pytest_asyncio.fixture
+async def make(database: Side) -> AsyncIterator[Make]:
+    """Relays without their loop: a test turns them by `tick()`."""
+    homes: list[Home] = []
+
+    async def one(client: Client) -> Relay:
+        outbox = database.outbox()
+        await outbox._load_source()
+        homes.append(outbox._home)
+        return Relay(client, "orders", outbox._home, outbox._source or b"")
+
+    yield one
+    for home in homes:
+        await home.aclose()
+
+
+@pytest_asyncio.fixture
+async def relay(make: Make, client: Client) -> Relay:
+    return await make(client)
+
+
+async def publish(side: Side, *messages: Message) -> None:
+    """One local transaction; each message is one halfmsg transaction."""
+    conn = await side.connect()
+    await side.begin(conn)
+    for message in messages:
+        await settled(side.outbox().publish_many(conn, [message]))
+    await side.commit(conn)
+
+
+async def bodies(client: Client, wanted: int) -> list[Any]:
+    found: list[Any] = []
+    async with asyncio.timeout(10):
+        while len(found) < wanted:
+            batch = await client.fetch("g", wait=1)
+            found += [each.json() for each in batch]
+            await client.ack(batch)
+    return found + [each.json() for each in await client.fetch("g", wait=0)]
+
+
+def unsent(side: Side) -> list[int | None]:
+    return [row[0] for row in side.read("SELECT unsent FROM halfmsg_tx ORDER BY unsent")]
+
+
+async def test_p2_rows_are_handed_over_in_order(database: Side, relay: Relay, client: Client) -> None:
+    """What was committed is submitted with its numbers, delivered in order, and marked sent."""
+    await publish(database, *(plain("k", n) for n in range(5)))
+    assert (await relay.tick()).submitted == 5
+    assert await bodies(client, 5) == [0, 1, 2, 3, 4]
+    assert unsent(database) == [None] * 5
+    assert (await relay.tick()).submitted == 0
+
+
+async def test_r2_submit_again_doubles_nothing(database: Side, relay: Relay, client: Client) -> None:
+    """A relay that died before it marked its rows: the next one submits them again, and nothing is delivered twice."""
+    await publish(database, plain("k", 1), plain(None, 2))
+    await relay.tick()
+    database.read("UPDATE halfmsg_tx SET unsent = 1")
+    assert (await relay.tick()).submitted == 2
+    assert sorted(await bodies(client, 2)) == [1, 2]
+
+
+async def test_r2_two_relays_share_the_lanes_and_may_repeat_each_other(database: Side, make: Make, client: Client) -> None:
+    """The second relay takes no row of a lane that the first one owns; where both have a row, it is delivered once all the same."""
+    first, second = await make(client), await make(client)
+    await publish(database, *(plain(None, n) for n in range(20)))
+    await first.tick()
+    database.read("UPDATE halfmsg_tx SET unsent = 1")
+    assert (await second.tick()).submitted == 0
+    await first.release_lanes()
+    assert (await second.tick()).submitted == 20
+    database.read("UPDATE halfmsg_tx SET unsent = 1")
+    database.read("UPDATE halfmsg_lane SET owner = NULL")
+    first._owned = dict.fromkeys(range(64), 2**60)
+    await asyncio.gather(first.tick(), second.tick())
+    assert unsent(database) == [None] * 20
+    assert sorted(await bodies(client, 20)) == list(range(20))
+
+
+async def test_r23_refused_rows_are_set_aside_and_listed(database: Side, relay: Relay, client: Client) -> None:
+    """A row that the coordinator refuses for ever is kept and listed with its code; the others go on."""
+    await publish(database, Message("nope", 1, key="x"), plain(None, "fine"))
+    report = await relay.tick()
+    assert (report.refused, report.submitted) == (1, 1)
+    assert unsent(database) in ([None, 2], [2, None])
+    [listed] = admin.waiting(database.url)
+    assert (listed.topic, listed.key, listed.sequence, listed.refused) == ("nope", "x", 1, "topic_not_found")
+    assert await bodies(client, 1) == ["fine"]
+    assert (await relay.tick()).refused == 0
+
+
+async def test_r23_temporary_refusals_are_repeated(database: Side, make: Make, client: Client, coordinator: Coordinator) -> None:
+    """A topic without a group says wait: the row stays, and goes once there is a group."""
+    await client.put_topic("lonely", kind="unordered")
+    await publish(database, Message("lonely", 1))
+    async with Client(f"http://{coordinator.address}", timeout=0.2) as hasty:
+        relay = await make(hasty)
+        assert (await relay.tick()).waiting == 1
+        assert unsent(database) == [1]
+        await client.put_group("late", topics=[{"topic": "lonely"}])
+        assert (await relay.tick()).submitted == 1
+
+
+async def test_r23_rows_that_must_wait_hold_up_nobody_else(database: Side, make: Make, client: Client, coordinator: Coordinator) -> None:
+    """More rows than one pass takes wait for a group; a row behind them is handed over in the next pass."""
+    await client.put_topic("lonely", kind="unordered")
+    await publish(database, *(Message("lonely", n) for n in range(210)))
+    database.read("UPDATE halfmsg_tx SET mark = 1")
+    await publish(database, plain(None, "behind"))
+    database.read("UPDATE halfmsg_tx SET mark = 2 WHERE mark = 0")
+    async with Client(f"http://{coordinator.address}", timeout=0.2) as hasty:
+        relay = await make(hasty)
+        for _ in range(2):
+            await relay.tick()
+    assert await bodies(client, 1) == ["behind"]
+
+
+async def test_coordinator_away_costs_nothing_but_time(database: Side, make: Make) -> None:
+    """No coordinator: rows wait; drain gives up at its deadline and says how many are left."""
+    await publish(database, plain())
+    async with Client(NOWHERE, timeout=30) as client:
+        relay = await make(client)
+        async with asyncio.timeout(5):
+            assert await relay.drain(0.3) == 1
+    assert unsent(database) == [1]
+
+
+async def test_drain_hands_over_what_is_left(database: Side, relay: Relay, client: Client) -> None:
+    """drain ends as soon as nothing is left."""
+    await publish(database, *(plain(None, n) for n in range(3)))
+    assert await relay.drain(10) == 0
+    assert sorted(await bodies(client, 3)) == [0, 1, 2]
+
+
+async def test_open_outbox_hands_over_bare_publishes(database: Side, client: Client) -> None:
+    """While `async with outbox` is open nobody needs a hook: the commit is found, and leaving waits for what is committed."""
+    async with Outbox(client, "orders", database.url) as outbox:
+        conn = await database.connect()
+        await database.begin(conn)
+        await outbox.publish(conn, "s", "now", key="k")
+        await database.commit(conn)
+        assert await bodies(client, 1) == ["now"]
+        async with outbox.transaction() as tx:
+            await tx.publish("s", "last", key="k")
+    assert await bodies(client, 1) == ["last"]
+    assert unsent(database) == [None, None]
+
+
+async def test_expecting_rows_ends_a_long_pause(database: Side, relay: Relay) -> None:
+    """A publish in an idle service: the pause of up to a second that had begun before it ends at once."""
+    relay._pause_s = 60
+    resting = asyncio.create_task(relay._rest())
+    await asyncio.sleep(0)
+    relay.expect()
+    await asyncio.wait_for(resting, 5)
+
+
+async def test_open_outbox_refuses_what_the_coordinator_refuses_for_ever(database: Side, client: Client) -> None:
+    """Topics and limits are learnt at start: unknown topic, missing key and key too many raise inside publish, before the commit."""
+    await client.put_topic("a", kind="arrival")
+    async with Outbox(client, "orders", database.url) as outbox, outbox.transaction() as tx:
+        for message, code in (
+            (Message("nope", 1), "topic_not_found"),
+            (Message("s", 1), "combination_refused"),
+            (Message("u", 1, key="k"), "combination_refused"),
+            (Message("a", 1, key="k"), "combination_refused"),
+        ):
+            with pytest.raises(UsageError) as caught:
+                tx.publish_many([message])
+            assert caught.value.code == code
+    assert database.counts() == (0, 0, 0)
+
+
+async def test_outbox_opened_twice_is_an_error(database: Side, client: Client) -> None:
+    """One block a process; the second one is refused and the first goes on."""
+    async with Outbox(client, "orders", database.url) as outbox:
+        with pytest.raises(UsageError) as caught:
+            async with outbox:
+                raise AssertionError("entered")
+        assert (caught.value.code, outbox.is_open) == ("already_open", True)
+    assert not outbox.is_open
+
+
+async def test_outbox_whose_opening_is_cancelled_is_closed(database: Side, client: Client) -> None:
+    """Cancelled at every await while it opens: nothing stays half open, and it can be opened afterwards."""
+    from .faults import cancel_at
+
+    outbox = Outbox(client, "orders", database.url)
+    for k in range(1, 200):
+        reached, _ = await cancel_at(outbox.__aenter__(), k)
+        if not reached:
+            break
+        assert not outbox.is_open
+    assert outbox.is_open
+    await outbox.__aexit__(None, None, None)
+
+
+async def test_p2_lane_of_a_row_never_changes() -> None:
+    """The lane follows from the last byte of the id: what relays of other versions agree on."""
+    assert [lane_of(bytes(15) + bytes([n])) for n in (0, 63, 64, 255)] == [0, 63, 0, 63]
+
+
+def test_fork_shares_no_connection(side: Side) -> None:
+    """A child of a service opens its own connections: both go on, on the sync path, and the parent's are left alone."""
+    if side.is_async:
+        pytest.skip("the async path belongs to one loop, which does not survive a fork")
+    outbox = side.outbox()
+    with outbox.transaction() as tx:
+        tx.publish("s", "parent", key="k")
+    child = os.fork()
+    if child == 0:
+        try:
+            with outbox.transaction() as tx:
+                tx.publish("s", "child", key="k")
+            outbox._home.close_sync()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    with outbox.transaction() as tx:
+        assert tx.publish("s", "parent again", key="k").sequence == 3
+    outbox._home.close_sync()
+    assert side.counts() == (0, 3, 3)
+
+
+async def test_pool_keeps_nothing_dirty(database: Side) -> None:
+    """A connection of ours on which a transaction was left open is never handed out again."""
+    async with closing(database.outbox()) as outbox:
+        adapter = await outbox._home.take()
+        await database.execute(adapter.conn, "BEGIN")
+        await database.business(adapter.conn)
+        await outbox._home.give(adapter)
+        async with outbox.transaction() as tx:
+            await database.business(tx.conn, "mine")
+    assert database.read("SELECT id FROM business") == [("mine",)]
