@@ -33,8 +33,8 @@ def install(url: str, print_only: bool = False, prefix: str = "halfmsg_") -> lis
     home = Home(url, prefix)
     if print_only:
         return list(tables.statements(home.dialect, prefix))
-    missing = home.run_sync(home.tables.missing()) if home.dialect == "postgresql" else _missing_before(home)
     try:
+        missing = home.run_sync(home.tables.missing()) if home.dialect == "postgresql" else _missing_before(home)
         if missing or not home.run_sync(home.tables.is_filled()):  # made by the DDL alone, in a migration of yours: no rows yet
             home.run_sync(home.tables.install(os.urandom(16)), transaction=True)
     finally:
@@ -59,10 +59,10 @@ def _missing_before(home: Home) -> list[str]:
 def verify(url: str, prefix: str = "halfmsg_") -> list[str]:
     """What is wrong with the tables, a line each; empty: nothing."""
     home = Home(url, prefix)
-    missing = _missing_before(home) if home.dialect == "sqlite" else home.run_sync(home.tables.missing())
-    if missing:
-        return [f"table {name} is missing; run: halfmsg outbox install {url}" for name in missing]
     try:
+        missing = _missing_before(home) if home.dialect == "sqlite" else home.run_sync(home.tables.missing())
+        if missing:
+            return [f"table {name} is missing; run: halfmsg outbox install {url}" for name in missing]
         home.run_sync(fence.read_meta(home.tables))
     except UsageError as error:
         return [str(error)]

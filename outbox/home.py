@@ -49,7 +49,7 @@ class Home:
     async def take(self) -> AsyncAdapter:
         """A connection with no transaction open. Give it back with `give`."""
         self._after_fork()
-        idle = self._idle.get(asyncio.get_running_loop())
+        idle = self._idle.setdefault(asyncio.get_running_loop(), deque())
         if idle:
             return idle.pop()
         return await self._connect()
@@ -71,9 +71,8 @@ class Home:
         """Back to the idle ones. One on which something was cut off is closed: its state is not known (R1)."""
         if not broken:
             broken = await self._is_dirty(adapter)
-        loop = asyncio.get_running_loop()
-        idle = self._idle.setdefault(loop, deque())
-        if broken or len(idle) >= IDLE_MAX:
+        idle = self._idle.get(asyncio.get_running_loop())
+        if broken or idle is None or len(idle) >= IDLE_MAX:  # None: closed meanwhile, under a check-back that was being answered
             await adapter.close()
         else:
             idle.append(adapter)

@@ -95,17 +95,22 @@ class Inbox:
             await run_async(_commit(adapter), adapter)
             whole = True
         except Exception:
-            await self._undo(adapter)
-            whole = True
+            whole = await self._undo(adapter)
             raise
         finally:
             await self._home.give(adapter, broken=not whole)
 
-    async def _undo(self, adapter: AsyncAdapter) -> None:
-        if adapter.dialect == "postgresql":
-            await adapter.conn.rollback()
-        else:
-            await run_async(_abort(), adapter)
+    async def _undo(self, adapter: AsyncAdapter) -> bool:
+        """False: the connection is lost, which undoes it too; what the handler raised must not be hidden by that."""
+        try:
+            if adapter.dialect == "postgresql":
+                await adapter.conn.rollback()
+            else:
+                await run_async(_abort(), adapter)
+        except Exception:
+            log.debug("inbox: a connection was lost under a handler", exc_info=True)
+            return False
+        return True
 
     def _run_sync(self, delivery: Delivery, handler: Any) -> None:
         with self._gate if self._home.dialect == "sqlite" else contextlib.nullcontext():
@@ -117,17 +122,21 @@ class Inbox:
                 run_sync(_commit(adapter), adapter)
                 whole = True
             except Exception:
-                self._undo_sync(adapter)
-                whole = True
+                whole = self._undo_sync(adapter)
                 raise
             finally:
                 self._home.give_sync(adapter, broken=not whole)
 
-    def _undo_sync(self, adapter: SyncAdapter) -> None:
-        if adapter.dialect == "postgresql":
-            adapter.conn.rollback()
-        else:
-            run_sync(_abort(), adapter)
+    def _undo_sync(self, adapter: SyncAdapter) -> bool:
+        try:
+            if adapter.dialect == "postgresql":
+                adapter.conn.rollback()
+            else:
+                run_sync(_abort(), adapter)
+        except Exception:
+            log.debug("inbox: a connection was lost under a handler", exc_info=True)
+            return False
+        return True
 
     def _open(self, delivery: Delivery) -> Steps[bool]:
         yield Begin()

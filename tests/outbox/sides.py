@@ -159,6 +159,7 @@ def postgres_side(server: str, kind: str = "psycopg async") -> Side:
         side = Side(kind, _free.pop())
         side.read("; ".join(["DELETE FROM business", *(f"DELETE FROM halfmsg_{name}" for name in _EMPTIED)]))
         side.read("UPDATE halfmsg_lane SET owner = NULL; UPDATE halfmsg_meta SET n = 0 WHERE k = 'purged_before'")
+        side.read("UPDATE halfmsg_meta SET v = '' WHERE k = 'beats'")
         side.read("UPDATE halfmsg_meta SET v = ? WHERE k = 'source'", uuid4().bytes)
         return side
     schema = "s" + uuid4().hex[:12]

@@ -85,12 +85,11 @@ async def test_r16_block_sends_the_rows_that_survive(side: Side, owner: str) -> 
 
 async def test_r16_block_with_nothing_left_has_no_fence(side: Side) -> None:
     """Where every message was undone by a savepoint there is nothing to answer for; the caller's rows commit."""
-    async with closing(side.outbox()) as outbox:
-        async with block(side, outbox) as tx:
-            await side.business(tx.conn)
-            await side.execute(tx.conn, "SAVEPOINT a")
-            await settled(tx.publish("s", 1, key="k"))
-            await side.execute(tx.conn, "ROLLBACK TO SAVEPOINT a")
+    async with closing(side.outbox()) as outbox, block(side, outbox) as tx:
+        await side.business(tx.conn)
+        await side.execute(tx.conn, "SAVEPOINT a")
+        await settled(tx.publish("s", 1, key="k"))
+        await side.execute(tx.conn, "ROLLBACK TO SAVEPOINT a")
     assert side.counts() == (1, 0, 0)
 
 

@@ -84,11 +84,10 @@ async def test_r1_cancelled_at_every_await_it_is_whole_or_nothing(database: Side
         else:
             raise AssertionError("it never came to its end")
     assert set(seen) == {(0, 0, 0), (1, 1, 1)}
-    print(database.dialect, scenario.__name__, dict(seen))
 
 
 async def test_r1_cancelled_half_is_never_told_otherwise_than_its_fence(database: Side, client: Client) -> None:
-    """With relay and coordinator: whatever await is cancelled, the coordinator's decision is what the fence says, and never rolled_back on a commit."""
+    """With relay and coordinator: whatever await is cancelled, the coordinator's decision is what the fence says."""
     seen: Counter[tuple[bool, str]] = Counter()
     async with Outbox(client, "orders", database.url) as outbox:
         for k in range(1, CANCELS_MAX):
@@ -100,7 +99,6 @@ async def test_r1_cancelled_half_is_never_told_otherwise_than_its_fence(database
             seen[(committed, state)] += 1
             if not reached:
                 break
-    print(database.dialect, dict(seen))
     assert seen[(True, "committed")] >= 2, "no cancelled commit was present: the test missed its moment"
     assert seen[(False, "rolled_back")]
 
@@ -188,4 +186,3 @@ async def test_r1_lost_answer_in_a_block_of_ours(postgres: Side) -> None:
         async with outbox.transaction() as tx:
             await tx.publish("s", 2, key="k")
         assert postgres.last_number() == 2
-

@@ -162,11 +162,13 @@ async def test_r2_no_network_inside_the_local_transaction(database: Side, coordi
 @pytest_asyncio.fixture
 async def slow(coordinator: Coordinator, database: Side) -> AsyncIterator[tuple[DeafProxy, Outbox]]:
     """An open outbox whose way to the coordinator can be held up; it waits 50 ms for a prepare."""
-    async with deaf_proxy(f"http://{coordinator.address}") as (proxy, url), Client(url, timeout=5) as client:
-        async with Outbox(client, "orders", database.url, prepare_timeout_s=0.05) as outbox:
-            await client.get("/v1/info")
-            yield proxy, outbox
-            proxy.flows.set()
+    async with (
+        deaf_proxy(f"http://{coordinator.address}") as (proxy, url),
+        Client(url, timeout=5) as client,
+        Outbox(client, "orders", database.url, prepare_timeout_s=0.05) as outbox,
+    ):
+        yield proxy, outbox
+        proxy.flows.set()
 
 
 async def test_r2_late_prepare_is_the_same_transaction(slow: tuple[DeafProxy, Outbox], database: Side, client: Client) -> None:
@@ -182,8 +184,8 @@ async def test_r2_late_prepare_is_the_same_transaction(slow: tuple[DeafProxy, Ou
     await state_of(client, half.id, "committed")
     assert await bodies(client, 1) == ["once"]
     async with asyncio.timeout(10):
-        while database.read("SELECT unsent FROM halfmsg_tx") != [(None,)]:
-            await asyncio.sleep(0)
+        while await asyncio.to_thread(database.read, "SELECT unsent FROM halfmsg_tx") != [(None,)]:
+            pass
 
 
 async def _known(client: Client, id: str) -> None:

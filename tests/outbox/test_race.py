@@ -97,7 +97,6 @@ async def test_p5_r1_late_commit_and_responder_never_both_win(database: Side, tr
         for seed in range(trials):
             seen[await Trial(database, outbox, seed).run()] += 1
     record_property("outcomes", json.dumps({"/".join(key): count for key, count in sorted(seen.items())}))
-    print(database.dialect, dict(seen))
     assert seen[("committed", "committed")]
     assert seen[("committed", "running")]
     assert seen[("rolled back", "rolled_back")]

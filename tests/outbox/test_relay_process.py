@@ -22,6 +22,7 @@ from halfmsg.outbox.tables import NAMES
 from .sides import NOWHERE, Side, plain
 from .test_relay import bodies, publish, unsent
 
+CLI = "from halfmsg.coordinator.cli import main; main()"
 Process = asyncio.subprocess.Process
 Start = Callable[[], Awaitable[Process]]
 
@@ -38,7 +39,7 @@ outbox = Outbox(Client("http://{coordinator.address}"), "orders", {database.url!
 
     async def run() -> Process:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-W", "error", "-u", "-m", "halfmsg.coordinator.cli", "outbox", "relay", "shop:outbox",
+            sys.executable, "-W", "error", "-u", "-c", CLI, "outbox", "relay", "shop:outbox",
             cwd=tmp_path, env=os.environ | {"PYTHONPATH": root}, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         running.append(process)

@@ -119,7 +119,8 @@ def test_group_pause_and_inbox_are_stored(open_store: OpenStore) -> None:
     store.tx.groups_of_topic(topic.id)
     store.do(lambda tx: tx.pause_group(group, True))
     store.do(lambda tx: tx.bind_inbox(group, b"I" * 16))
-    for tx in (store.tx, open_store().tx):
+    for which in (lambda: store, open_store):
+        tx = which().tx
         for found in (tx.group("billing")[0], tx.group_by_id(group.id), tx.groups_of_topic(topic.id)[0]):
             assert (found.paused, found.inbox) == (True, b"I" * 16)
 

@@ -32,6 +32,7 @@ def test_p3_inserted_transaction_is_found_after_a_restart(open_store: OpenStore)
 
 def test_insert_of_a_known_id_stores_nothing(store: Store) -> None:
     """None comes back, and the first one stands."""
+    store.tx.open_count(1)
     [first] = insert(store, half(1))
     assert insert(store, half(1, source=2)) == [None]
     assert store.tx.find(an_id(1)) == first
@@ -115,7 +116,7 @@ def test_p4_a_decided_one_is_not_parked_or_rescheduled(store: Store) -> None:
 
 def test_open_count_follows_prepare_decide_and_park(store: Store) -> None:
     """It counts what is prepared now, a producer at a time; parked and decided ones are not in it."""
-    store.tx.open_count(1)
+    assert (store.tx.open_count(1), store.tx.open_count(2)) == (0, 0)
     first, second, third, _ = insert(store, half(1), half(2), half(3), half(4, source=2))
     assert (store.tx.open_count(1), store.tx.open_count(2)) == (3, 1)
     store.do(lambda tx: tx.decide(first, State.COMMITTED, 5, By.PRODUCER, None))

@@ -1,0 +1,355 @@
+"""The inbox: a message's effect exactly once per group and generation, in the transaction of the effect (R6, R13, R18, P6, P7)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from halfmsg import Client, Consumer, Delivery, Inbox, NotInTransaction, Outbox, Reject, Retry, UsageError
+
+from .sides import Side, settled
+
+
+def unordered(id: str | None = None, **more: Any) -> Delivery:
+    """A delivery of an unordered topic."""
+    fields: dict[str, Any] = {"topic": "u", "lane": 0, "offset": 0, "time": datetime.now(UTC), "group": "g"}
+    tx = id or str(uuid4())
+    return Delivery(id=f"{tx}-0", transaction_id=tx, **fields | more)
+
+
+def ordered(sequence: int, **more: Any) -> Delivery:
+    """A delivery of a sequence topic: key k of one source."""
+    return unordered(topic="s", key="k", sequence=sequence, source="S", **more)
+
+
+@asynccontextmanager
+async def inbox_of(side: Side, **options: Any) -> AsyncIterator[Inbox]:
+    inbox = Inbox(side.url, **options)
+    try:
+        yield inbox
+    finally:
+        await inbox.aclose()
+
+
+async def take(side: Side, inbox: Inbox, delivery: Delivery, *, commits: bool = True, **options: Any) -> bool:
+    """One handler's transaction on a connection of its own: claim first, effect if it is ours."""
+    conn = await side.connect()
+    await side.begin(conn)
+    mine: bool = await settled(inbox.claim(conn, delivery, **options))
+    if mine:
+        await side.business(conn, str(uuid4()))
+    await (side.commit(conn) if commits else side.rollback(conn))
+    return mine
+
+
+def last(side: Side) -> int:
+    rows = side.read("SELECT last FROM halfmsg_key")
+    return rows[0][0] if rows else 0
+
+
+async def test_p6_unordered_message_is_claimed_once(side: Side) -> None:
+    """The second delivery of the same id is a duplicate; another id is not."""
+    inbox, first, second = Inbox(side.url), unordered(), unordered()
+    assert [await take(side, inbox, each) for each in (first, first, second, first)] == [True, False, True, False]
+    assert side.count("business") == 2
+
+
+async def test_p6_claim_falls_with_its_transaction(side: Side) -> None:
+    """Rolled back, the claim is gone with the effect, for both kinds of topic: the next delivery runs."""
+    inbox = Inbox(side.url)
+    for delivery in (unordered(), ordered(1)):
+        assert await take(side, inbox, delivery, commits=False)
+        assert await take(side, inbox, delivery)
+    assert (side.count("business"), last(side)) == (2, 1)
+
+
+async def test_p7_ordered_messages_run_up_the_numbers(side: Side) -> None:
+    """A number above last runs, whatever holes filters have made; one that is not above last is a duplicate."""
+    inbox = Inbox(side.url)
+    assert [await take(side, inbox, ordered(number)) for number in (1, 2, 2, 5, 4, 1)] == [True, True, False, True, False, False]
+    assert last(side) == 5
+
+
+async def test_r6_redriven_dead_letter_runs_once(side: Side) -> None:
+    """1 was dead-lettered and passed over: 2 names it as missed; redriven it runs once, unmarked or twice it is a duplicate."""
+    inbox = Inbox(side.url)
+    assert await take(side, inbox, ordered(2, missed=[1]))
+    assert await take(side, inbox, ordered(3, missed=[1]))  # named twice: harmless
+    assert not await take(side, inbox, ordered(1))
+    assert await take(side, inbox, ordered(1, redriven=True))
+    assert not await take(side, inbox, ordered(1, redriven=True))
+    assert (last(side), side.count("halfmsg_missed"), side.count("business")) == (3, 0, 3)
+
+
+async def test_r6_number_named_after_it_was_redriven_is_not_missed_again(side: Side) -> None:
+    """A member that restarts names a number once more although its effect is there: it is below last, so it is not taken up."""
+    inbox = Inbox(side.url)
+    await take(side, inbox, ordered(2, missed=[1]))
+    await take(side, inbox, ordered(1, redriven=True))
+    await take(side, inbox, ordered(3, missed=[1]))
+    assert not await take(side, inbox, ordered(1, redriven=True))
+
+
+async def test_r13_zombie_after_a_dead_letter_is_a_duplicate(side: Side) -> None:
+    """A holds 1, its lease ends, 1 is dead-lettered, B runs 2; A wakes up with 1: refused, and the redrive still brings its effect."""
+    inbox = Inbox(side.url)
+    zombie = ordered(1)
+    assert await take(side, inbox, ordered(2, missed=[1]))
+    assert not await take(side, inbox, zombie)
+    assert await take(side, inbox, ordered(1, redriven=True))
+    assert side.count("business") == 2
+
+
+async def test_p6_two_groups_in_one_database_are_apart(side: Side) -> None:
+    """Each group takes the message once, whether the group is the delivery's or given to claim."""
+    inbox, message = Inbox(side.url), unordered()
+    assert await take(side, inbox, message)
+    assert await take(side, inbox, message, group="other")
+    assert not await take(side, inbox, message, group="other")
+    assert await take(side, inbox, ordered(1))
+    assert await take(side, inbox, ordered(1, group="third"))
+
+
+async def test_r18_generation_is_part_of_the_key(side: Side) -> None:
+    """A replay raises the generation, and is a deliberate repetition."""
+    inbox, message = Inbox(side.url), unordered()
+    again = unordered(message.transaction_id, generation=2)
+    assert [await take(side, inbox, each) for each in (message, again, again)] == [True, True, False]
+    assert [await take(side, inbox, ordered(3, generation=g)) for g in (1, 2, 2)] == [True, True, False]
+
+
+async def test_p6_numbers_of_two_sources_are_apart(side: Side) -> None:
+    """The same number of the same key from another producer's database is another message."""
+    inbox = Inbox(side.url)
+    assert await take(side, inbox, ordered(1))
+    other = unordered(topic="s", key="k", sequence=1, source="T")
+    assert await take(side, inbox, other)
+
+
+async def test_r18_older_than_the_inbox_is_refused(side: Side) -> None:
+    """What was handed out first before the inbox's memory begins is never run twice by forgetting; ordered topics forget nothing."""
+    inbox = Inbox(side.url, keep=timedelta(seconds=60))
+    assert await take(side, inbox, unordered(age=60.0))
+    with pytest.raises(Retry, match="beyond_inbox"):
+        await take(side, inbox, unordered(age=60.1))
+    assert await take(side, inbox, ordered(1, age=10**6))
+
+
+async def test_r8_claim_outside_a_transaction_is_refused(side: Side) -> None:
+    """A claim that commits by itself would lose the message when the handler dies."""
+    conn = await side.connect(autocommit=True)
+    with pytest.raises(NotInTransaction):
+        await settled(Inbox(side.url).claim(conn, unordered()))
+    assert side.count("halfmsg_inbox") == 0
+
+
+# --- run: what a Consumer does ---
+
+
+def handler_of(side: Side, work: Any) -> Any:
+    """A handler in the side's colour."""
+
+    async def colourful(delivery: Delivery, conn: Any) -> None:
+        await settled(work(delivery, conn))
+
+    def plain(delivery: Delivery, conn: Any) -> None:
+        work(delivery, conn)
+
+    return colourful if side.is_async else plain
+
+
+def effect(side: Side) -> Any:
+    return handler_of(side, lambda delivery, conn: side_insert(side, conn, delivery.id))
+
+
+def side_insert(side: Side, conn: Any, id: str) -> Any:
+    return conn.execute("INSERT INTO business (id) VALUES ({})".format("?" if side.dialect == "sqlite" else "%s"), (id,))
+
+
+async def test_p6_run_is_one_commit(side: Side) -> None:
+    """Claim and effect commit together; a duplicate returns without running the handler."""
+    async with inbox_of(side) as inbox:
+        for delivery in (unordered(), ordered(1)):
+            for _ in range(2):
+                await inbox.run(delivery, effect(side))
+    assert side.count("business") == 2
+
+
+@pytest.mark.parametrize("raised", [Reject("no"), Retry("later"), ZeroDivisionError()])
+async def test_p6_handler_that_raises_undoes_everything(side: Side, raised: Exception) -> None:
+    """What the handler raises comes out as it is; effect and claim are undone, and the next delivery runs."""
+
+    def work(delivery: Delivery, conn: Any) -> Any:
+        done = side_insert(side, conn, delivery.id)
+        return _then_raise(done, raised) if side.is_async else _raise(raised)
+
+    delivery = ordered(1)
+    async with inbox_of(side) as inbox:
+        with pytest.raises(type(raised)) as caught:
+            await inbox.run(delivery, handler_of(side, work))
+        assert caught.value is raised
+        assert (side.count("business"), last(side)) == (0, 0)
+        await inbox.run(delivery, effect(side))
+    assert (side.count("business"), last(side)) == (1, 1)
+
+
+async def _then_raise(done: Any, error: Exception) -> None:
+    await done
+    raise error
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize("ends", ["commit", "rollback"])
+async def test_handler_that_ends_its_transaction_is_an_error(side: Side, ends: str) -> None:
+    """A handler that commits or rolls back by itself breaks the one commit: handler_ended_transaction."""
+    async with inbox_of(side) as inbox:
+        with pytest.raises(UsageError) as caught:
+            await inbox.run(unordered(), handler_of(side, lambda delivery, conn: getattr(conn, ends)()))
+    assert caught.value.code == "handler_ended_transaction"
+
+
+async def test_p2_handler_that_swallows_a_database_error_is_not_done(postgres: Side) -> None:
+    """PostgreSQL rolls back at COMMIT what a swallowed error has aborted: the delivery must fail, or its effect is lost for ever."""
+
+    async def careless(delivery: Delivery, conn: Any) -> None:
+        await side_insert(postgres, conn, delivery.id)
+        with pytest.raises(psycopg.Error):
+            await conn.execute("SELECT 1/0")
+
+    delivery = unordered()
+    async with inbox_of(postgres) as inbox:
+        with pytest.raises(psycopg.errors.InFailedSqlTransaction):
+            await inbox.run(delivery, careless)
+        assert postgres.count("business") == 0
+        await inbox.run(delivery, effect(postgres))
+    assert postgres.count("business") == 1
+
+
+async def test_error_of_a_handler_is_not_hidden_by_a_lost_connection(side: Side) -> None:
+    """The handler's own word counts, also where the connection is gone by then."""
+
+    def work(delivery: Delivery, conn: Any) -> Any:
+        closed = conn.close()
+        return _then_raise(closed, Reject("broken order")) if side.is_async else _raise(Reject("broken order"))
+
+    async with inbox_of(side) as inbox:
+        with pytest.raises(Reject, match="broken order"):
+            await inbox.run(unordered(), handler_of(side, work))
+        await inbox.run(unordered(), effect(side))
+    assert side.count("business") == 1
+
+
+async def test_p2_publish_inside_a_handler_joins_its_transaction(side: Side) -> None:
+    """Effect, inbox row and the answer's message and fence commit together, or not at all."""
+    outbox = side.outbox()
+
+    def work(delivery: Delivery, conn: Any) -> Any:
+        return outbox.publish(conn, "s", "answer", key="k")
+
+    def failing(delivery: Delivery, conn: Any) -> Any:
+        published = work(delivery, conn)
+        return _then_raise(published, ZeroDivisionError()) if side.is_async else _raise(ZeroDivisionError())
+
+    delivery = unordered()
+    async with inbox_of(side) as inbox:
+        with pytest.raises(ZeroDivisionError):
+            await inbox.run(delivery, handler_of(side, failing))
+        assert side.counts() == (0, 0, 0)
+        await inbox.run(delivery, handler_of(side, work))
+    assert side.counts() == (0, 1, 1)
+    assert (side.count("halfmsg_inbox"), side.last_number()) == (1, 1)
+
+
+async def test_p6_forty_deliveries_of_four_messages_at_once(side: Side) -> None:
+    """Concurrent redeliveries, half of the handlers failing at first: four effects."""
+    messages = [unordered() for _ in range(4)]
+    failing = {message.id for message in messages[:2]}
+
+    def work(delivery: Delivery, conn: Any) -> Any:
+        done = side_insert(side, conn, delivery.id)
+        if delivery.id in failing:
+            failing.discard(delivery.id)
+            return _then_raise(done, ZeroDivisionError()) if side.is_async else _raise(ZeroDivisionError())
+        return done
+
+    async with inbox_of(side) as inbox:
+        runs = [inbox.run(message, handler_of(side, work)) for message in messages * 10]
+        results = await asyncio.gather(*runs, return_exceptions=True)
+    assert sum(isinstance(result, ZeroDivisionError) for result in results) == 2
+    assert [result for result in results if result is not None and not isinstance(result, ZeroDivisionError)] == []
+    assert side.count("business") == 4
+
+
+async def test_p7_many_keys_at_once_on_postgresql(postgres: Side) -> None:
+    """Twelve keys with five numbers each, each delivered three times and all at once per number: each key ends at 5, sixty effects."""
+    async with inbox_of(postgres) as inbox:
+        for number in range(1, 6):
+            hand = [unordered(topic="s", key=f"k{k}", sequence=number, source="S") for k in range(12)] * 3
+            await asyncio.gather(*(inbox.run(delivery, effect(postgres)) for delivery in hand))
+    assert postgres.read("SELECT DISTINCT last FROM halfmsg_key") == [(5,)]
+    assert (postgres.count("halfmsg_key"), postgres.count("business")) == (12, 60)
+
+
+@pytest.mark.parametrize("handler", [lambda delivery: None, lambda a, b, c: None])
+def test_handler_of_the_wrong_shape_is_refused_at_decoration(handler: Any, file: Side) -> None:
+    """With an inbox a handler takes message and connection."""
+    with pytest.raises(UsageError) as caught:
+        Inbox(file.url).check(handler)
+    assert caught.value.code == "wrong_colour"
+
+
+async def test_r29_identity_is_the_databases(database: Side) -> None:
+    """Two inboxes on one database report the same id, an outbox on it too; another database another."""
+    async with inbox_of(database) as one, inbox_of(database) as two:
+        assert await one.identity() == await two.identity()
+        [(source,)] = database.read("SELECT v FROM halfmsg_meta WHERE k = 'source'")
+        assert await one.identity() == bytes(source).hex()
+
+
+@pytest.mark.parametrize("colour", ["async", "sync"])
+async def test_p6_consumer_and_inbox_end_to_end(database: Side, client: Client, colour: str) -> None:
+    """Outbox, coordinator, consumer and inbox: a handler that fails now and then has each effect once, and in order per key."""
+    turns = iter(range(1_000))
+
+    def flaky(delivery: Delivery) -> None:
+        if next(turns) % 4 == 3:
+            raise Retry("again", delay=0.01)
+
+    await client.put_group("h", topics=[{"topic": "s"}], lease_s=2)
+    consumer = Consumer(client, "h", inbox=Inbox(database.url), lease=2)
+    if colour == "async":
+
+        @consumer.on("s")
+        async def asynchronous(delivery: Delivery, conn: Any) -> None:
+            await side_insert(database, conn, f"{delivery.json():02}")
+            flaky(delivery)
+
+    else:
+
+        @consumer.on("s")
+        def synchronous(delivery: Delivery, conn: Any) -> None:
+            side_insert(database, conn, f"{delivery.json():02}")
+            flaky(delivery)
+
+    serving = asyncio.create_task(consumer.serve())
+    async with Outbox(client, "orders", database.url) as outbox:
+        for n in range(12):
+            async with outbox.transaction() as tx:
+                await tx.publish("s", n, key="k")
+    async with asyncio.timeout(20):
+        while await asyncio.to_thread(database.count, "business") < 12:
+            pass
+    consumer.stop()
+    await serving
+    assert database.read("SELECT id FROM business ORDER BY id") == [(f"{n:02}",) for n in range(12)]
+    assert last(database) == 12
