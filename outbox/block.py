@@ -115,6 +115,8 @@ class Block(Generic[C]):
         except BaseException:
             if own:
                 await self._outbox._home.give(self._adapter, broken=True)
+            elif _is_aborted(self._adapter):
+                await self._adapter.conn.rollback()
             raise
         self._tx = AsyncTx(self._outbox, self._adapter.conn)
         return self._tx  # type: ignore[no-any-return]
@@ -142,6 +144,8 @@ class Block(Generic[C]):
         except BaseException:
             if own:
                 self._outbox._home.give_sync(self._adapter, broken=True)
+            elif _is_aborted(self._adapter):
+                self._adapter.conn.rollback()
             raise
         self._tx = SyncTx(self._outbox, self._adapter.conn)
         return self._tx  # type: ignore[no-any-return]

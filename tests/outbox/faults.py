@@ -44,8 +44,8 @@ async def cancel_at(coroutine: Coroutine[Any, Any, Any], k: int) -> tuple[bool, 
     async def body() -> Any:
         return await counted
 
-    [result] = await asyncio.gather(asyncio.create_task(body()), return_exceptions=True)
-    return counted.reached, result if isinstance(result, BaseException) else None
+    results: list[Any] = await asyncio.gather(asyncio.create_task(body()), return_exceptions=True)
+    return counted.reached, results[0] if isinstance(results[0], BaseException) else None
 
 
 class DeafProxy:

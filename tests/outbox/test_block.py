@@ -14,6 +14,7 @@ import pytest
 
 from halfmsg import Message, Outbox, UsageError
 from halfmsg.outbox import fence
+from halfmsg.txclient import transaction_digest
 
 from .sides import Side, closing, plain, settled
 
@@ -78,7 +79,7 @@ async def test_r16_block_sends_the_rows_that_survive(side: Side, owner: str) -> 
         assert (lost.sequence, last.sequence) == (2, 2)
         [row] = await outbox._home.run(fence.read_unsent(outbox._home.tables, 10, 10**6))
         assert [(each["index"], each["sequence"], each["data"]) for each in row.messages()] == [(0, 1, b'"first"'), (2, 2, b'"last"')]
-        assert row.digest == fence.transaction_digest([plain(body="first").digest(), plain(body="last").digest()])
+        assert row.digest == transaction_digest([plain(body="first").digest(), plain(body="last").digest()])
         fate = await outbox._home.run(fence.read_fate(outbox._home.tables, row.id))
         assert fate.numbers == (1, None, 2)
 

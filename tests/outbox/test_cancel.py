@@ -60,6 +60,27 @@ async def half_without_relay(side: Side, outbox: Outbox, name: str) -> None:
             await conn.close()
 
 
+async def test_r1_cancelled_begin_leaves_the_callers_connection_free(database: Side) -> None:
+    """A block on the caller's connection that is cancelled while it begins: no transaction stays open there, no lock is kept."""
+    conn = await database.connect(autocommit=True)
+    outbox = database.outbox()
+    for k in range(1, CANCELS_MAX):
+        block = outbox.transaction(conn)
+        reached, _ = await cancel_at(block.__aenter__(), k)
+        if not reached:
+            await block.__aexit__(None, None, None)
+            break
+        if conn_is_closed(conn):  # psycopg may close what it could not cancel in time
+            conn = await database.connect(autocommit=True)
+        async with outbox.transaction(conn):
+            await database.business(conn, f"k{k}")
+    assert database.count("business") == k - 1
+
+
+def conn_is_closed(conn: Any) -> bool:
+    return bool(getattr(conn, "closed", False))
+
+
 def fate(side: Side, name: str) -> tuple[int, int, int]:
     """(business, message, committed fence) of one attempt, on a fresh connection."""
     [(business,)] = side.read("SELECT count(*) FROM business WHERE id = ?", name)
