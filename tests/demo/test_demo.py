@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -68,6 +69,7 @@ def test_demo_that_is_kept_runs_until_it_is_interrupted(small_file: Path) -> Non
     assert books.problems == []
     with closing(sqlite3.connect(folder / "orders.db")) as db:
         assert db.execute("SELECT lines, answered FROM invoice WHERE invoice = 'L1'").fetchall() == [(1_050, 1_050)]
+    shutil.rmtree(folder)
 
 
 def test_demo_says_what_is_wrong_with_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -44,8 +44,10 @@ async def cancel_at(coroutine: Coroutine[Any, Any, Any], k: int) -> tuple[bool, 
     async def body() -> Any:
         return await counted
 
-    results: list[Any] = await asyncio.gather(asyncio.create_task(body()), return_exceptions=True)
-    return counted.reached, results[0] if isinstance(results[0], BaseException) else None
+    task = asyncio.create_task(body())
+    await asyncio.wait({task})
+    error = asyncio.CancelledError() if task.cancelled() else task.exception()
+    return counted.reached, error
 
 
 class DeafProxy:

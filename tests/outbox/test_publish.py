@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -132,7 +131,7 @@ async def test_factories_of_the_caller_do_not_matter(side: Side) -> None:
     """Row factory, text factory and cursor class of the caller's connection shape his rows, not ours."""
     conn = await side.connect()
     if side.dialect == "sqlite":
-        conn.row_factory, conn.text_factory = sqlite3.Row, bytes
+        conn.row_factory, conn.text_factory = (lambda cursor, row: {"row": row}), bytes
     else:
         conn.row_factory = dict_row
         conn.cursor_factory = psycopg.AsyncRawCursor if side.is_async else psycopg.RawCursor

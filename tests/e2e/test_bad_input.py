@@ -1,0 +1,552 @@
+"""What a stranger, a bug or an attacker may send: each is a typed problem, and nothing stored changes."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+import pytest_asyncio
+from aiohttp import web
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from halfmsg.checkback import signing
+from halfmsg.checkback.schedule import OPEN_MAX_MS
+from halfmsg.coordinator.errors import CODES
+from tests.support import serving
+from tests.support.clock import ManualClock
+from tests.support.serving import Served, eventually, heard, say
+from tests.support.stores import changed
+
+ID = "018f0000-0000-7000-8000-0000000000%02d"
+DECIDED, OPEN = ID % 1, ID % 2
+M = {"topic": "plain", "data": 1}
+
+
+@pytest_asyncio.fixture
+async def standing(coordinator: Served) -> Served:
+    """A topic of each kind, a producer, a group, one committed and one half message, and one delivery in a hand."""
+    for topic, kind in (("plain", "unordered"), ("seq", "sequence")):
+        assert (await coordinator.call("PUT", f"/v1/topics/{topic}", {"kind": kind, "allow_no_group": True}))[0] == 201
+    await coordinator.call("PUT", "/v1/groups/g", {"topics": [{"topic": "plain"}]})
+    await coordinator.call("PUT", "/v1/producers/orders", {"check_url": "http://127.0.0.1:9/check"})
+    await coordinator.call("POST", "/v1/transactions", {"id": DECIDED, "producer": "orders", "state": "committed", "messages": [M]})
+    await coordinator.call("POST", "/v1/transactions", {"id": OPEN, "producer": "orders", "messages": [M]})
+    status, answer = await coordinator.call("POST", "/v1/groups/g/fetch", {"max": 10})
+    assert (status, len(answer["deliveries"])) == (200, 1)
+    return coordinator
+
+
+def tx(**more: Any) -> dict[str, Any]:
+    return {"producer": "orders", "messages": [M]} | more
+
+
+def message(**more: Any) -> dict[str, Any]:
+    return tx(messages=[M | more])
+
+
+def deep(levels: int) -> bytes:
+    return b'{"producer":"orders","messages":[{"topic":"plain","data":' + b"[" * levels + b"]" * levels + b"}]}"
+
+
+POST = "/v1/transactions"
+BAD: list[Any] = [
+    # name, path, body (dict or bytes), status, code
+    ("garbage", POST, b"\x00\xff garbage", 400, "bad_request"),
+    ("half", POST, b'{"producer":', 400, "bad_request"),
+    ("two_values", POST, b"{} {}", 400, "bad_request"),
+    ("array", POST, b"[]", 400, "bad_request"),
+    ("null", POST, b"null", 400, "bad_request"),
+    ("empty", POST, b"", 400, "bad_request"),
+    ("nan", POST, b'{"producer":"orders","messages":[{"topic":"plain","data":NaN}]}', 400, "bad_request"),
+    ("infinity", POST, b'{"producer":"orders","mark":Infinity,"messages":[{"topic":"plain"}]}', 400, "bad_request"),
+    ("lone_surrogate_key", POST, b'{"producer":"orders","messages":[{"topic":"seq","key":"\\ud800"}]}', 400, "bad_request"),
+    ("invalid_utf8", POST, b'{"producer":"orders","messages":[{"topic":"seq","key":"\xff"}]}', 400, "bad_request"),
+    ("deep", POST, deep(100_000), 400, "bad_request"),
+    ("unknown_field", POST, tx(dealy_s=1), 400, "unknown_field"),
+    ("unknown_message_field", POST, message(tpoic="x"), 400, "unknown_field"),
+    ("string_mark", POST, tx(mark="1"), 400, "bad_request"),
+    ("float_mark", POST, tx(mark=1.5), 400, "bad_request"),
+    ("negative_mark", POST, tx(mark=-1), 400, "bad_request"),
+    ("huge_mark", POST, tx(mark=2**53), 400, "bad_request"),
+    ("enormous_number", POST, b'{"producer":"orders","mark":' + b"9" * 5_000 + b',"messages":[{"topic":"plain"}]}', 400, "bad_request"),
+    ("boolean_id", POST, tx(id=True), 400, "bad_request"),
+    ("id_no_uuid", POST, tx(id="z" * 36), 400, "bad_request"),
+    ("id_short", POST, tx(id="1" * 31), 400, "bad_request"),
+    ("bad_state", POST, tx(state="rolled_back"), 400, "bad_request"),
+    ("no_messages", POST, tx(messages=[]), 400, "bad_request"),
+    ("no_producer", POST, {"messages": [M]}, 400, "bad_request"),
+    ("too_many_messages", POST, tx(messages=[M] * 1_001), 413, "too_large"),
+    ("long_producer", POST, tx(producer="p" * 129), 400, "bad_name"),
+    ("long_topic", POST, message(topic="t" * 129), 400, "bad_name"),
+    ("topic_with_newline", POST, message(topic="plain\n"), 400, "bad_name"),
+    ("topic_with_nul", POST, message(topic="pl\x00ain"), 400, "bad_name"),
+    ("bad_source", POST, tx(source="xyz"), 400, "bad_name"),
+    ("unknown_topic", POST, message(topic="nowhere"), 404, "topic_not_found"),
+    ("unknown_producer", POST, tx(producer="nobody"), 404, "producer_not_found"),
+    ("other_digest", POST, tx(digest="0" * 32), 409, "content_differs"),
+    ("other_content", POST, {"id": DECIDED} | message(data=2), 409, "content_differs"),
+    ("long_key", POST, message(topic="seq", key="k" * 257), 400, "bad_name"),
+    ("long_key_in_bytes", POST, message(topic="seq", key="ü" * 129), 400, "bad_name"),
+    ("empty_key", POST, message(topic="seq", key=""), 400, "bad_name"),
+    ("key_on_unordered", POST, message(key="k"), 400, "combination_refused"),
+    ("no_key_on_sequence", POST, message(topic="seq"), 400, "combination_refused"),
+    ("many_attributes", POST, message(attributes={str(i): "" for i in range(33)}), 413, "too_large"),
+    ("long_attribute_name", POST, message(attributes={"n" * 65: ""}), 413, "too_large"),
+    ("long_attribute_value", POST, message(attributes={"n": "v" * 1_025}), 413, "too_large"),
+    ("attribute_number", POST, message(attributes={"n": 1}), 400, "bad_request"),
+    ("two_bodies", POST, message(data_base64="AA=="), 400, "bad_request"),
+    ("bad_base64", POST, {"producer": "orders", "messages": [{"topic": "plain", "data_base64": "not base64!"}]}, 400, "bad_request"),
+    ("duplicate_index", POST, tx(messages=[M | {"index": 1}, M]), 400, "bad_request"),
+    ("index_over", POST, message(index=1_024), 400, "bad_request"),
+    ("big_body", POST, message(data="x" * (1024 * 1024)), 413, "too_large"),
+    ("big_transaction", POST, tx(messages=[M | {"data": "x" * 1_000_000}] * 5), 413, "too_large"),
+    ("over_the_request_limit", POST, b" " * (8 * 1024 * 1024 + 1), 413, "too_large"),
+    ("delay", POST, message(delay_s=5), 501, "not_supported"),
+    ("submit_without_number", POST, message(topic="seq", key="k") | {"state": "committed"}, 422, "incomplete_decision"),
+    ("negative_first_check", POST, tx(first_check_s=-1), 400, "bad_request"),
+    ("plain_send_with_key", "/v1/topics/plain/messages", {"data": 1, "key": "k"}, 400, "combination_refused"),
+    ("plain_send_on_sequence", "/v1/topics/seq/messages", {"data": 1, "key": "k"}, 400, "combination_refused"),
+    ("plain_send_to_nowhere", "/v1/topics/nowhere/messages", {"data": 1}, 404, "topic_not_found"),
+    ("commit_unknown", f"/v1/transactions/{ID % 9}/commit", {}, 404, "transaction_not_found"),
+    ("commit_no_uuid", "/v1/transactions/nonsense/commit", {}, 400, "bad_request"),
+    ("commit_without_digest", f"/v1/transactions/{OPEN}/commit", {}, 422, "incomplete_decision"),
+    ("commit_other_digest", f"/v1/transactions/{OPEN}/commit", {"digest": "0" * 32}, 422, "incomplete_decision"),
+    ("commit_as_another", f"/v1/transactions/{OPEN}/commit", {"producer": "mallory"}, 409, "wrong_source"),
+    ("opposite_decision", f"/v1/transactions/{DECIDED}/rollback", {"producer": "orders"}, 409, "decided_otherwise"),
+    ("force_without_reason", f"/v1/transactions/{OPEN}/commit", {"force": True}, 400, "bad_request"),
+    ("force_of_prepared", f"/v1/transactions/{OPEN}/commit", {"force": True, "reason": "x"}, 409, "state_changed"),
+    ("long_reason", f"/v1/transactions/{OPEN}/park", {"reason": "r" * 1_025}, 413, "too_large"),
+    ("park_decided", f"/v1/transactions/{DECIDED}/park", {"reason": "x"}, 409, "decided_otherwise"),
+    ("rollback_unknown_by_nobody", f"/v1/transactions/{ID % 9}/rollback", {}, 400, "bad_request"),
+    ("fetch_unknown_group", "/v1/groups/nobody/fetch", {}, 404, "group_not_found"),
+    ("fetch_negative", "/v1/groups/g/fetch", {"max": -1}, 400, "bad_request"),
+    ("fetch_none", "/v1/groups/g/fetch", {"max": 0}, 400, "bad_request"),
+    ("fetch_too_many", "/v1/groups/g/fetch", {"max": 1_001}, 400, "bad_request"),
+    ("fetch_forever", "/v1/groups/g/fetch", {"wait_s": 1e300}, 400, "bad_request"),
+    ("fetch_tiny_lease", "/v1/groups/g/fetch", {"lease_s": 0}, 400, "bad_request"),
+    ("ack_nothing", "/v1/groups/g/ack", {"deliveries": []}, 400, "bad_request"),
+    ("ack_too_many", "/v1/groups/g/ack", {"deliveries": [{"token": "1"}] * 1_001}, 413, "too_large"),
+    ("ack_unknown_group", "/v1/groups/nobody/ack", {"deliveries": [{"token": "1"}]}, 404, "group_not_found"),
+    ("nack_negative_delay", "/v1/groups/g/nack", {"deliveries": [{"token": "1", "delay_s": -1}]}, 400, "bad_request"),
+    ("extend_by_nothing", "/v1/groups/g/extend", {"deliveries": [{"token": "1"}], "by_s": 0}, 400, "bad_request"),
+    ("batch_empty", "/v1/batch", {"ops": []}, 400, "bad_request"),
+    ("batch_over", "/v1/batch", {"ops": [{"op": "commit", "id": DECIDED}] * 1_001}, 413, "too_large"),
+    ("batch_unknown_op", "/v1/batch", {"ops": [{"op": "destroy"}]}, 400, "bad_request"),
+    ("skip_is_not_built", "/v1/topics/seq/keys/k/skip", {"to_sequence": 1, "reason": "x"}, 501, "not_supported"),
+    ("unknown_path", "/v1/nothing", {}, 404, "not_found"),
+]
+BY_NAME = {each[0]: each for each in BAD}
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+async def test_p9_bad_request_is_typed_and_stores_nothing(standing: Served, name: str) -> None:
+    """The code, the status, problem+json with a request id, and a store that is the same byte for byte."""
+    _, path, body, status, code = BY_NAME[name]
+    before = standing.dump()
+    raw = body if isinstance(body, bytes) else msgspec.json.encode(body)
+    async with standing.session.post(standing.url + path, data=raw, headers={"Content-Type": "application/json"}) as answer:
+        problem = await answer.json(content_type="application/problem+json")
+        assert (answer.status, problem["code"], problem["status"]) == (status, code, status)
+        assert problem["request_id"] == answer.headers["Halfmsg-Request-Id"] and problem["detail"] and problem["title"] == CODES[code][1]
+    assert changed(before, standing.dump()) == {}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "code"),
+    [
+        ("PUT", "/v1/topics/plain", {"kind": "sequence"}, "state_changed"),
+        ("PUT", "/v1/topics/plain", {"kind": "unordered", "lanes": 7}, "state_changed"),
+        ("PUT", "/v1/topics/halfmsg.own", {"kind": "unordered"}, "bad_name"),
+        ("PUT", "/v1/topics/" + "t" * 129, {"kind": "unordered"}, "bad_name"),
+        ("PUT", "/v1/topics/%00", {"kind": "unordered"}, "bad_name"),
+        ("PUT", "/v1/topics/new", {"kind": "ordered"}, "bad_request"),
+        ("PUT", "/v1/topics/new", {"kind": "unordered", "lanes": 1_025}, "bad_request"),
+        ("PUT", "/v1/groups/new", {"topics": [{"topic": "nowhere"}]}, "topic_not_found"),
+        ("PUT", "/v1/groups/new", {"topics": [{"topic": "plain"}, {"topic": "plain"}]}, "bad_request"),
+        ("PUT", "/v1/groups/new", {"topics": [{"topic": "plain"}], "mode": "broadcast"}, "not_supported"),
+        ("PUT", "/v1/groups/new", {"topics": [{"topic": "plain"}], "push": {"url": "http://x"}}, "not_supported"),
+        ("PUT", "/v1/groups/g", {"topics": [{"topic": "seq"}]}, "state_changed"),
+        ("PUT", "/v1/producers/new", {"check_url": "http://example.com/"}, "bad_request"),
+        ("PUT", "/v1/producers/new", {"check_url": "file:///etc/passwd"}, "bad_request"),
+        ("PUT", "/v1/producers/new", {"check_url": "not a url"}, "bad_request"),
+        ("DELETE", "/v1/groups/g", None, "group_busy"),
+        ("DELETE", "/v1/topics/plain", None, "group_busy"),
+        ("DELETE", "/v1/topics/seq%2F..", None, "topic_not_found"),
+        ("DELETE", "/v1/producers/orders", None, "state_changed"),
+        ("GET", f"/v1/transactions/{ID % 9}", None, "transaction_not_found"),
+        ("GET", "/v1/transactions?limit=0", None, "bad_request"),
+        ("GET", "/v1/transactions?limit=1001", None, "bad_request"),
+        ("GET", "/v1/transactions?state=done", None, "bad_request"),
+        ("GET", "/v1/transactions?cursor=-1", None, "bad_request"),
+        ("GET", "/v1/topics/plain/messages?lane=9", None, "bad_request"),
+        ("GET", "/v1/topics/plain/messages?from_offset=x", None, "bad_request"),
+        ("GET", "/v1/topics/plain/keys/k", None, "combination_refused"),
+        ("GET", "/v1/messages/nonsense", None, "bad_request"),
+        ("GET", f"/v1/messages/{OPEN}-0", None, "message_not_found"),
+        ("GET", f"/v1/messages/{DECIDED}-1024", None, "message_not_found"),
+        ("GET", "/v1/groups/g/dead-letters/99", None, "dead_letter_not_found"),
+        ("PATCH", "/v1/transactions", None, "method_not_allowed"),
+    ],
+)
+async def test_p9_bad_resource_call_is_typed_and_stores_nothing(standing: Served, method: str, path: str, body: Any, code: str) -> None:
+    """PUT, DELETE and GET alike."""
+    before = standing.dump()
+    status, problem = await standing.call(method, path, body)
+    assert (status, problem["code"]) == (CODES[code][0], code)
+    assert changed(before, standing.dump()) == {}
+
+
+SUPERSCRIPT = "%C2%B2"
+
+
+@pytest.mark.parametrize("path", [f"/v1/transactions?limit={SUPERSCRIPT}", f"/v1/keys?cursor={SUPERSCRIPT}", f"/v1/messages/{DECIDED}-{SUPERSCRIPT}",
+                                  f"/v1/groups/g/dead-letters/{SUPERSCRIPT}"])  # fmt: skip
+async def test_p9_digits_that_are_no_numbers_are_a_bad_request(standing: Served, path: str) -> None:
+    """A superscript two is a digit to Unicode and no number to anybody."""
+    status, problem = await standing.call("GET", path)
+    assert (status, problem["code"]) == (400, "bad_request")
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/xml", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+async def test_wrong_content_type_is_415(standing: Served, content_type: str) -> None:
+    """Said by name, and nothing stored; a form of a browser cannot publish."""
+    before = standing.dump()
+    status, problem = await standing.call("POST", POST, tx(), headers={"Content-Type": content_type})
+    assert (status, problem["code"]) == (415, "unsupported_media_type")
+    assert changed(before, standing.dump()) == {}
+
+
+async def test_body_that_lies_about_its_encoding_is_a_bad_request(standing: Served) -> None:
+    """`Content-Encoding: gzip` over what is no gzip is the caller's fault, not ours."""
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    async with standing.session.post(standing.url + POST, data=b"not gzip", headers=headers) as answer:
+        assert 400 <= answer.status < 500
+
+
+async def test_stream_without_an_upgrade_is_a_problem(standing: Served) -> None:
+    """A plain GET of the stream is refused like everything else: problem+json with a code."""
+    async with standing.session.get(standing.url + "/v1/stream") as answer:
+        assert answer.status == 400
+        assert (await answer.json(content_type="application/problem+json"))["code"] == "bad_request"
+
+
+async def test_p4_opposite_decision_is_listed_once_and_changes_nothing_else(standing: Served) -> None:
+    """A commit after a rollback is a conflict that carries the decision, and stands in the list."""
+    assert (await standing.call("POST", f"/v1/transactions/{OPEN}/rollback", {"producer": "orders"}))[0] == 200
+    before = standing.dump()
+    for _ in range(2):
+        _, open_one = await standing.call("GET", f"/v1/transactions/{OPEN}")
+        status, problem = await standing.call("POST", f"/v1/transactions/{OPEN}/commit", {"digest": open_one["digest"]})
+        assert (status, problem["code"], problem["transaction"]["state"]) == (409, "decided_otherwise", "rolled_back")
+    after = standing.dump()
+    assert changed(before, after).keys() == {"conflict"} and len(after["conflict"]) == 1
+
+
+async def test_stale_token_is_lease_lost_item_by_item(standing: Served) -> None:
+    """Bad tokens are refused one by one, each with its code; nothing changes."""
+    before = standing.dump()
+    tokens = ["", "1.0.0.0.999", "x.y.z.a.b", "\x00", "1.0.0.0", "9.9.9.9.9"]
+    for verb, more in (("ack", {}), ("nack", {}), ("reject", {"reason": "x"})):
+        status, answer = await standing.call("POST", f"/v1/groups/g/{verb}", {"deliveries": [{"token": token} | more for token in tokens]})
+        assert (status, [each["error"]["code"] for each in answer["results"]]) == (200, ["lease_lost"] * len(tokens))
+    assert changed(before, standing.dump()) == {}
+
+
+async def test_p9_garbage_to_prepare_never_gives_500(standing: Served) -> None:
+    """Any bytes: a typed refusal, or a stored transaction; never a defect."""
+    loop = asyncio.get_running_loop()
+    near = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["plain", "seq", "orders", OPEN, "1"]),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([
+            "id", "producer", "messages", "topic", "data", "data_base64", "key", "tag", "attributes", "mark", "digest", "state", "index", "sequence"]), inner),
+        max_leaves=8)  # fmt: skip
+    shaped = near.map(lambda value: json.dumps(value).encode())
+    complete = st.fixed_dictionaries({"producer": st.just("orders"), "messages": st.lists(st.fixed_dictionaries(
+        {"topic": st.sampled_from(["plain", "seq"])}, optional={"key": st.text(), "data": near, "tag": st.text(max_size=3), "index": st.integers(0, 3)}),
+        max_size=3)}).map(lambda value: json.dumps(value).encode())  # fmt: skip
+
+    @settings(max_examples=150, deadline=None)
+    @given(raw=st.binary(max_size=60) | shaped | complete)
+    def send(raw: bytes) -> None:
+        status, answer = asyncio.run_coroutine_threadsafe(standing.call("POST", POST, raw=raw), loop).result(10)
+        assert status in (200, 201) or (status < 500 and answer["code"] in CODES)
+
+    await asyncio.to_thread(send)
+
+
+# --- the stream ---
+
+FIRST: list[Any] = [
+    ("not_hello", {"type": "ops", "n": 1, "ops": [{"op": "commit", "id": DECIDED}]}),
+    ("subscribe_first", {"type": "subscribe", "group": "g", "credits": 1, "member": "m"}),
+    ("unknown_type", {"type": "dance"}),
+    ("no_type", {"client": "x"}),
+    ("list", []),
+    ("unknown_member", {"type": "hello", "client": "x", "clinet": "y"}),
+    ("long_client", {"type": "hello", "client": "x" * 257}),
+    ("many_producers", {"type": "hello", "client": "x", "producers": [{"name": "p"}] * 65}),
+]
+
+
+@pytest.mark.parametrize("protocol", ["halfmsg.v1.json", "halfmsg.v1.msgpack"])
+@pytest.mark.parametrize("frame", [pytest.param(frame, id=name) for name, frame in FIRST])
+async def test_p9_bad_first_frame_closes_the_stream(standing: Served, protocol: str, frame: Any) -> None:
+    """An error frame with a code, then close 4400; nothing is stored, and other streams live on."""
+    other = await standing.stream()
+    before = standing.dump()
+    ws = await standing.stream(protocol, hello=False)
+    await say(ws, frame)
+    told = await heard(ws)
+    assert told["type"] == "error" and told["error"]["code"] in CODES
+    assert await heard(ws) is None and ws.close_code == 4400
+    assert changed(before, standing.dump()) == {}
+    await say(other, {"type": "beat"})
+    assert (await heard(other))["type"] == "beat"
+    await other.close()
+
+
+@pytest.mark.parametrize("data", [b"", b"\x00", b"\xc1", b"\xff" * 100, b'{"type":"hello","client":"x"}', b"\x81\xa4type" + b"\xdf\xff\xff\xff\xff"])
+async def test_p9_garbage_on_msgpack_closes_the_stream(standing: Served, data: bytes) -> None:
+    """JSON on the msgpack protocol, and bytes that are nothing."""
+    ws = await standing.stream("halfmsg.v1.msgpack", hello=False)
+    await ws.send_bytes(data)
+    assert (await heard(ws))["error"]["code"] == "bad_request"
+    assert await heard(ws) is None and ws.close_code == 4400
+
+
+async def test_p9_one_bad_op_does_not_take_its_neighbours(standing: Served) -> None:
+    """Results stand at the places of their ops: refused ones with a code, good ones done."""
+    ws = await standing.stream()
+    good = {"op": "submit", "id": ID % 30, "messages": [M]}
+    bad: list[Any] = [{"op": "submit", "id": ID % 31, "messages": [M | {"tpoic": 1}]}, {"op": "destroy"}, 7, {"op": "prepare", "id": "no", "messages": [M]}]
+    await say(ws, {"type": "ops", "n": 4, "ops": [bad[0], good, *bad[1:]]})
+    results = (await heard(ws))["results"]
+    assert [each.get("error", {}).get("code") for each in results] == ["unknown_field", None, "bad_request", "bad_request", "bad_request"]
+    assert results[1]["ok"]["state"] == "committed"
+    await ws.close()
+
+
+@pytest.mark.parametrize("number", [2**63, 2**64, -(2**63) - 1, 10**30])
+async def test_p9_huge_frame_number_does_not_break_the_stream(standing: Served, number: int) -> None:
+    """It is answered or refused by code; the connection does not fall over."""
+    ws = await standing.stream()
+    await say_raw(ws, b'{"type":"ops","n":%d,"ops":[{"op":"destroy"}]}' % number)
+    told = await heard(ws)
+    assert told is not None and (told["type"] == "results" or told["error"]["code"] in CODES)
+    await ws.close()
+
+
+@pytest.mark.parametrize("frame", [
+    {"type": "subscribe", "group": "g", "credits": 1, "member": "m", "lease_s": float("nan")},
+    {"type": "ops", "n": 1, "ops": [{"op": "nack", "group": "g", "deliveries": [{"token": "1.0.0.0.1", "delay_s": float("nan")}]}]},
+    {"type": "ops", "n": 1, "ops": [{"op": "prepare", "producer": "orders", "messages": [{"topic": "plain"}], "first_check_s": float("nan")}]},
+    {"type": "ops", "n": 1, "ops": [{"op": "extend", "group": "g", "deliveries": [{"token": "1.0.0.0.1"}], "by_s": float("nan")}]},
+], ids=["subscribe", "nack", "prepare", "extend"])  # fmt: skip
+async def test_p9_nan_in_msgpack_is_refused(standing: Served, frame: Any) -> None:
+    """msgpack can say NaN where JSON cannot: refused by code, the connection does not fall over."""
+    before = standing.dump()
+    ws = await standing.stream("halfmsg.v1.msgpack")
+    await say(ws, frame)
+    told = await heard(ws)
+    assert told is not None
+    error = told["error"] if told["type"] == "error" else told["results"][0]["error"]
+    assert error["code"] in CODES and error["code"] != "internal"
+    await ws.close()
+    assert changed(before, standing.dump()) == {}
+
+
+async def say_raw(ws: aiohttp.ClientWebSocketResponse, data: bytes) -> None:
+    await ws.send_str(data.decode())
+
+
+async def test_p9_frame_over_the_limit_closes_the_stream(standing: Served) -> None:
+    """9 MiB in one frame: closed (1009), and the coordinator lives."""
+    ws = await standing.stream()
+    await ws.send_str(" " * (9 * 1024 * 1024))
+    assert await heard(ws) is None and ws.close_code == 1009
+    assert (await standing.call("GET", "/v1/info"))[0] == 200
+
+
+@pytest.mark.parametrize("frame", [
+    {"type": "subscribe", "group": "nobody", "credits": 1, "member": "m"},
+    {"type": "subscribe", "group": "g", "credits": -1, "member": "m"},
+    {"type": "subscribe", "group": "g", "credits": 10_001, "member": "m"},
+    {"type": "credit", "group": "g", "add": 0},
+    {"type": "ops", "n": 1, "ops": []},
+    {"type": "ops", "n": "1", "ops": [{"op": "commit", "id": DECIDED}]},
+], ids=lambda frame: json.dumps(frame)[:60])  # fmt: skip
+async def test_p9_bad_frame_after_hello_closes_the_stream(standing: Served, frame: Any) -> None:
+    """By name, with 4400."""
+    before = standing.dump()
+    ws = await standing.stream()
+    await say(ws, frame)
+    assert (await heard(ws))["error"]["code"] in ("group_not_found", "bad_request", "too_large")
+    assert await heard(ws) is None and ws.close_code == 4400
+    assert changed(before, standing.dump()) == {}
+
+
+async def test_p9_too_many_ops_in_a_frame_are_refused(standing: Served) -> None:
+    """A thousand and one: too_large, nothing of it done."""
+    before = standing.dump()
+    ws = await standing.stream()
+    await say(ws, {"type": "ops", "n": 1, "ops": [{"op": "rollback", "id": OPEN, "producer": "orders"}] * 1_001})
+    assert (await heard(ws))["error"]["code"] == "too_large"
+    assert changed(before, standing.dump()) == {}
+    await ws.close()
+
+
+async def test_p5_hello_with_another_database_is_refused_by_name(standing: Served) -> None:
+    """A second database under the name, and an unknown producer, are refused in the answer; the stream stays."""
+    first = await standing.stream(hello=False)
+    await say(first, {"type": "hello", "client": "x", "producers": [{"name": "orders", "source": "a" * 32}]})
+    assert "refused" not in await heard(first)
+    second = await standing.stream(hello=False)
+    await say(second, {"type": "hello", "client": "x", "producers": [{"name": "orders", "source": "b" * 32}, {"name": "nobody"}]})
+    assert [(each["name"], each["code"]) for each in (await heard(second))["refused"]] == [("orders", "wrong_source"), ("nobody", "producer_not_found")]
+    await first.close()
+    await second.close()
+
+
+# --- answers of a producer that decide nothing ---
+
+
+class Responder:
+    """A producer's check URL whose answer a test chooses."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+        self.answer: Any = None
+        self.secret = ""
+        self.gate = asyncio.Event()
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        question = await request.json()
+        self.asked.append(question)
+        found = self.answer(question, request)
+        return await found if asyncio.iscoroutine(found) else found
+
+    def signed(self, request: web.Request, body: Any, *, secret: str | None = None, status: int = 200, id: str | None = None) -> web.Response:
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        now_s = int(request.headers[signing.TIMESTAMP])
+        headers = signing.sign((secret or self.secret,), id or request.headers[signing.ID], now_s, raw)
+        return web.Response(body=raw, status=status, headers=headers | {"Content-Type": "application/json"})
+
+
+@pytest_asyncio.fixture
+async def asked(tmp_path: Any, clock: ManualClock) -> AsyncIterator[tuple[Served, Responder]]:
+    responder = Responder()
+    app = web.Application()
+    app.router.add_post("/check", responder.handle)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    port = runner.addresses[0][1]
+    from halfmsg.coordinator.settings import Check
+
+    one = await serving.started(serving.settings(tmp_path, check=Check(first_delay_s=5, question_timeout_s=0.3)), clock)
+    async with aiohttp.ClientSession() as session:
+        served = Served(one, session)
+        await served.call("PUT", "/v1/topics/plain", {"kind": "unordered", "allow_no_group": True})
+        _, made = await served.call("PUT", "/v1/producers/orders", {"check_url": f"http://127.0.0.1:{port}/check"})
+        responder.secret = made["secret"]
+        await served.call("POST", "/v1/transactions", {"id": OPEN, "producer": "orders", "messages": [M]})
+        yield served, responder
+    responder.gate.set()
+    await one.stop()
+    await runner.cleanup()
+
+
+def _verdict(question: Any, word: str = "committed", **more: Any) -> dict[str, Any]:
+    return {"verdicts": [{"id": each["id"], "verdict": word} | more for each in question["transactions"]]}
+
+
+async def _late(responder: Responder, question: Any, request: web.Request) -> web.StreamResponse:
+    await responder.gate.wait()
+    return responder.signed(request, _verdict(question, "rolled_back"))
+
+
+NO_ANSWERS: dict[str, Any] = {
+    "html": lambda r, q, req: web.Response(text="<html>login</html>", content_type="text/html"),
+    "signed_html": lambda r, q, req: r.signed(req, b"<html>"),
+    "404": lambda r, q, req: web.Response(status=404),
+    "500": lambda r, q, req: r.signed(req, _verdict(q, "rolled_back"), status=500),
+    "503_problem": lambda r, q, req: web.Response(status=503, text="{}", content_type="application/problem+json"),
+    "redirect": lambda r, q, req: web.Response(status=302, headers={"Location": "http://127.0.0.1:1/"}),
+    "bare_200": lambda r, q, req: web.Response(),
+    "signed_bare_200": lambda r, q, req: r.signed(req, b""),
+    "dtm_409": lambda r, q, req: web.Response(status=409),
+    "late": _late,
+    "unsigned": lambda r, q, req: web.json_response(_verdict(q, "rolled_back")),
+    "bad_signature": lambda r, q, req: r.signed(req, _verdict(q, "rolled_back"), secret="whsec_" + base64.b64encode(b"x" * 32).decode()),
+    "answer_to_another_question": lambda r, q, req: r.signed(req, _verdict(q, "rolled_back"), id="another"),
+    "not_a_verdict": lambda r, q, req: r.signed(req, _verdict(q, "perhaps")),
+    "upper_case": lambda r, q, req: r.signed(req, _verdict(q, "ROLLED_BACK")),
+    "list": lambda r, q, req: r.signed(req, [_verdict(q, "rolled_back")]),
+    "other_id": lambda r, q, req: r.signed(req, {"verdicts": [{"id": DECIDED, "verdict": "rolled_back"}]}),
+    "two_words": lambda r, q, req: r.signed(req, {"verdicts": _verdict(q)["verdicts"] + _verdict(q, "rolled_back")["verdicts"]}),
+    "deep": lambda r, q, req: r.signed(req, b"[" * 100_000),
+    "big": lambda r, q, req: r.signed(req, b" " * 1_100_000),
+}
+
+
+async def _state(served: Served) -> Any:
+    return (await served.call("GET", f"/v1/transactions/{OPEN}"))[1]
+
+
+async def _asked_once(served: Served, responder: Responder, clock: ManualClock) -> Any:
+    clock.advance(6)
+
+    async def noted() -> Any:
+        found = await _state(served)
+        return found if any(each["what"].startswith("check ") for each in found["history"]) else None
+
+    return await eventually(noted, "a check in the history")
+
+
+@pytest.mark.parametrize("name", NO_ANSWERS)
+async def test_p5_what_is_no_verdict_decides_nothing(asked: tuple[Served, Responder], clock: ManualClock, name: str) -> None:
+    """HTML, errors, silence, strangers: no_answer in the history, no attempt used, and the transaction stays prepared (R15)."""
+    served, responder = asked
+    responder.answer = lambda question, request: NO_ANSWERS[name](responder, question, request)
+    found = await _asked_once(served, responder, clock)
+    assert (found["state"], found["attempts"]) == ("prepared", 0)
+    assert [each["what"] for each in found["history"] if each["what"].startswith("check")] == ["check no_answer"]
+    assert [each["id"] for each in responder.asked[0]["transactions"]] == [OPEN]
+
+
+async def test_p5_answer_of_another_source_decides_nothing(asked: tuple[Served, Responder], clock: ManualClock) -> None:
+    """A bound producer's answer names its database, or it is wrong_source (R7)."""
+    served, responder = asked
+    ws = await served.stream(hello=False)
+    await say(ws, {"type": "hello", "client": "x", "producers": [{"name": "orders", "source": "a" * 32}]})
+    await heard(ws)
+    await ws.close()
+    await eventually(lambda: not served.coordinator.streams.connections, "the stream to be gone")
+    responder.answer = lambda question, request: responder.signed(request, _verdict(question, "rolled_back") | {"source": "b" * 32})
+    found = await _asked_once(served, responder, clock)
+    assert (found["state"], found["attempts"]) == ("prepared", 0)
+    assert [each["what"] for each in found["history"] if each["what"].startswith("check")] == ["check no_answer"]
+
+
+async def test_p5_committed_without_the_digest_decides_nothing_and_the_whole_word_does(asked: tuple[Served, Responder], clock: ManualClock) -> None:
+    """A bare `committed` is listed as incomplete; with the digest it decides (R5)."""
+    served, responder = asked
+    digest = (await _state(served))["digest"]
+    responder.answer = lambda question, request: responder.signed(request, _verdict(question))
+    assert (await _asked_once(served, responder, clock))["state"] == "prepared"
+    assert [each["said"] for each in (await served.call("GET", "/v1/conflicts"))[1]["items"]] == ["committed, incomplete or other content"]
+    responder.answer = lambda question, request: responder.signed(request, _verdict(question, digest=digest))
+    clock.advance(OPEN_MAX_MS / 1000)
+
+    async def decided() -> bool:
+        return bool((await _state(served))["state"] == "committed")
+
+    await eventually(decided, "the verdict")
+    assert (await _state(served))["decided_by"] == "check_back"
