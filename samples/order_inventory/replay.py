@@ -23,6 +23,7 @@ AGAIN_S: Final = 0.1
 LOOK_S: Final = 0.1
 STUCK_S: Final = 60.0  # without any progress; the longest honest pause is a lease, a restart and a check-back
 DOWN_S: Final = 0.4
+PLACING: Final = 0.25  # of all the work; the rest is moving stock and answering
 TOGETHER: Final = 0.2  # how often the next victim falls with this one
 
 
@@ -100,7 +101,8 @@ class Replay:
 
     def _past(self, at: float) -> Callable[[], Awaitable[bool]]:
         async def past() -> bool:
-            return (self.counts.placed / self.invoices + self.counts.answered / self.lines) / 2 >= at
+            placed, answered = self.counts.placed / self.invoices, self.counts.answered / self.lines
+            return PLACING * placed + (1 - PLACING) * answered >= at
 
         return past
 

@@ -257,7 +257,7 @@ def test_p8_digests_of_both_sides_are_equal(
         assert mine != theirs.message_digest(topic=topic, key="", tag=tag, content_type=content_type, body=body, attributes=attributes)
 
 
-@given(body=st.binary(max_size=40) | st.text(max_size=20).map(lambda text: msgspec.json.encode(text)) | st.sampled_from(
+@given(body=st.binary(max_size=40) | st.text(max_size=20).map(msgspec.json.encode) | st.sampled_from(
     [b"", b"1", b" 1", b"1\n", b"NaN", b"[1,]", b"{}", b"1 2", b'"\\ud800"', b"[" * 2_000 + b"]" * 2_000, b"\xef\xbb\xbf1"]))  # fmt: skip
 def test_p8_both_sides_agree_on_what_is_bare_json(body: bytes) -> None:
     """A body stands as raw `data` for both or for neither."""

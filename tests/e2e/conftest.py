@@ -1,4 +1,5 @@
 """A real coordinator; see tests/support."""
 
-from tests.support.fixtures import clock as clock
-from tests.support.fixtures import coordinator as coordinator
+from tests.support.fixtures import clock, coordinator
+
+__all__ = ["clock", "coordinator"]

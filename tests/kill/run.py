@@ -16,9 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,9 +24,9 @@ from halfmsg.coordinator.store import failpoints
 from tests.kill import collect, load
 from tests.kill.plan import GAP, LEASE, RARE, Cycle, Plan
 from tests.kill.processes import Cast, Program, Stuck, cast, says, wait_for
+from tests.kill.report import Report, table
 from tests.support import checker, history
 
-SHOWN: Final = 20
 ALL_POINTS_FROM: Final = 60
 RATE: Final = 20.0
 FIRE_S: Final = 6.0
@@ -36,30 +34,6 @@ SETTLE_S: Final = 1.0
 REST_S: Final = 60.0
 BULK_TRANSACTIONS: Final = 10
 BULK_BYTES: Final = 1_000_000
-
-
-@dataclass(slots=True)
-class Report:
-    """What one run did and found."""
-
-    folder: Path
-    seed: int
-    cycles: int = 0
-    kills: Counter[str] = field(default_factory=Counter)
-    stops: Counter[str] = field(default_factory=Counter)
-    fired: Counter[str] = field(default_factory=Counter)
-    pids: dict[str, list[int]] = field(default_factory=dict)
-    messages: int = 0
-    effects: int = 0
-    dead: int = 0
-    acknowledged: int = 0
-    seconds: float = 0.0
-    verdict: checker.Verdict = field(default_factory=checker.Verdict)
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        return self.verdict.ok and not self.problems
 
 
 class Harness:
@@ -255,9 +229,15 @@ class Harness:
             program.signal(signal.SIGUSR1)
         try:
             wait_for(lambda: all(says(program, "idle") for program in self.cast.producers), REST_S, "the load did not end")
+            self._end_bulk()
             wait_for(lambda: not self._left(), REST_S, "it did not come to rest")
         except Stuck as stuck:
             self.report.problems.append(f"{stuck}: {'; '.join(self._left())}")
+
+    def _end_bulk(self) -> None:
+        """What a fail point cut off between prepare and rollback: nobody else answers for it."""
+        for item in self.cast.api.items(f"/v1/transactions?state=prepared&producer={load.BULK_PRODUCER}"):
+            self.cast.api.must("POST", f"/v1/transactions/{item['id']}/rollback", {"producer": load.BULK_PRODUCER})
 
     def _left(self) -> list[str]:
         """What still moves; nothing twice in a row, since a message may be between two places."""
@@ -295,23 +275,6 @@ class Harness:
     def _count_firings(self) -> None:
         if self.fired_path.exists():
             self.report.fired = Counter(self.fired_path.read_text().split())
-
-
-def table(report: Report) -> Iterator[str]:
-    """The end of a run, for people."""
-    yield f"seed {report.seed}: {report.cycles} cycles in {report.seconds:.0f} s"
-    yield "kills        " + ", ".join(f"{name} {count}" for name, count in report.kills.items() if count)
-    yield "stopped      " + (", ".join(f"{name} {count}" for name, count in report.stops.items()) or "none")
-    yield "fail points  " + ", ".join(f"{name} {report.fired[name]}" for name in failpoints.NAMES)
-    yield f"messages     {report.messages:,} committed, {report.effects:,} effects, {report.dead} dead letters"
-    yield f"answers      {report.acknowledged:,} acknowledgements to producers"
-    yield "found        " + ", ".join(f"{kind} {count}" for kind, count in report.verdict.counts().items())
-    for kind, count in report.verdict.counts().items():
-        lines = getattr(report.verdict, kind)
-        yield from (f"  {kind}: {line}" for line in lines[:SHOWN])
-        if count > SHOWN:
-            yield f"  {kind}: and {count - SHOWN} more"
-    yield from (f"  {problem}" for problem in report.problems[:SHOWN])
 
 
 def main() -> int:

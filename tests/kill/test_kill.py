@@ -9,7 +9,8 @@ import pytest
 
 from halfmsg.coordinator.store import failpoints
 from tests.kill.plan import Plan
-from tests.kill.run import RATE, Harness, table
+from tests.kill.report import table
+from tests.kill.run import RATE, Harness
 
 CYCLES = 8
 SEED = 7

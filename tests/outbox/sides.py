@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sqlite3
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -106,6 +106,15 @@ class Side:
         with psycopg.connect(self.url, autocommit=True) as conn:
             cursor = conn.execute(text.replace("?", "%s").encode(), args or None)
             return cursor.fetchall() if cursor.description else []
+
+    @contextmanager
+    def broken_out(self) -> Iterator[None]:
+        """Meanwhile no message row can be written: an error of a library statement, by the database itself."""
+        self.read("ALTER TABLE halfmsg_out RENAME COLUMN body TO gone")
+        try:
+            yield
+        finally:
+            self.read("ALTER TABLE halfmsg_out RENAME COLUMN gone TO body")
 
     def count(self, table: str) -> int:
         return int(self.read(f"SELECT count(*) FROM {table}")[0][0])

@@ -10,7 +10,7 @@ import pytest
 from halfmsg.coordinator.messages import By, Kind, Tx
 from halfmsg.coordinator.service import release
 from halfmsg.coordinator.states import State
-from tests.support.factories import PRODUCER, World, bodies, new_message, sequences
+from tests.support.factories import World, bodies, new_message, sequences
 from tests.support.stores import dump
 
 
@@ -198,4 +198,3 @@ def test_released_is_told_to_waiting_consumers(seq: World) -> None:
     assert ("released", topic.id) not in seq.store.events
     seq.sequence(1)
     assert seq.store.events.count(("released", topic.id)) == 2
-    assert PRODUCER == seq.source.name

@@ -35,8 +35,8 @@ class Bench:
         self.stored_when_told: list[list[str]] = []
         self.backend = SqliteBackend(path, env=Env(Settings()), synchronous="FULL", now_ms=0)
         self.writer = Writer(
-            self.backend, self.clock, calls_max=calls_max, bytes_max=bytes_max, on_durable=self._told, on_group=lambda calls, s: self.groups.append(calls),
-            on_broken=self.broken.append,
+            self.backend, self.clock, calls_max=calls_max, bytes_max=bytes_max, on_durable=self._told,
+            on_group=lambda calls, s: self.groups.append(calls), on_broken=self.broken.append,
         )  # fmt: skip
 
     def _told(self, events: list[tuple[Any, ...]]) -> None:

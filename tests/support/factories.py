@@ -9,8 +9,25 @@ import msgspec
 
 from halfmsg.coordinator.digests import message_digest, transaction_digest
 from halfmsg.coordinator.messages import (
-    By, Content, Decision, Delivery, ExtendMany, Fetch, Force, Group, ItemResult, Kind, NewMessage, Park, Settle, SettleMany, Source, Topic,
-    TransactionView, Tx, Verdict,
+    By,
+    Content,
+    Decision,
+    Delivery,
+    ExtendMany,
+    Fetch,
+    Force,
+    Group,
+    ItemResult,
+    Kind,
+    NewMessage,
+    Park,
+    Settle,
+    SettleMany,
+    Source,
+    Topic,
+    TransactionView,
+    Tx,
+    Verdict,
 )  # fmt: skip
 from halfmsg.coordinator.service import fetching, groups, producers, settling, topics, transactions, verdicts
 from halfmsg.coordinator.states import State
@@ -68,8 +85,8 @@ class World:
         return self.store.run(topics.put, topics.TopicWanted(name, kind, **more))[0]  # type: ignore[no-any-return]
 
     def group(
-        self, name: str = "g", topic: str = "plain", *, start: str = "earliest", lease_s: float = 30, max_attempts: int | None = 16, tag: str | None = None,
-        attributes: tuple[tuple[str, str], ...] = (), backoff_s: tuple[float, float] = (1, 600),
+        self, name: str = "g", topic: str = "plain", *, start: str = "earliest", lease_s: float = 30, max_attempts: int | None = 16,
+        tag: str | None = None, attributes: tuple[tuple[str, str], ...] = (), backoff_s: tuple[float, float] = (1, 600),
     ) -> Group:  # fmt: skip
         wanted = groups.GroupWanted(
             name,
@@ -185,7 +202,8 @@ def transaction_in(world: World, state: State | None, *messages: NewMessage) -> 
     if state is None:
         return None
     make = {
-        State.PREPARED: half_message, State.COMMITTED: committed_message, State.ROLLED_BACK: rolled_back_transaction, State.PARKED: parked_transaction,
+        State.PREPARED: half_message, State.COMMITTED: committed_message, State.ROLLED_BACK: rolled_back_transaction,
+        State.PARKED: parked_transaction,
     }  # fmt: skip
     return make[state](world, *messages).tx
 

@@ -19,6 +19,7 @@ Every event has `at` (seconds), `process` and `event`; what else it has follows 
     refused         transaction                      set aside by a relay, listed
     finding         name, rows                       an invariant of the store that does not hold
     killed, stopped, continued, started              process, pid, how
+    odd                                              error, that a service need not expect
 
 `final` marks what stood when everything had come to rest. Imports nothing of halfmsg: what the library computes is what is judged.
 """

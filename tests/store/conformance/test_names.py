@@ -53,9 +53,9 @@ def test_same_name_twice_is_an_error_that_stores_nothing(store: Store) -> None:
     store.do(lambda tx: tx.add_source("orders"))
     _group(store, topic)
     for act in (lambda tx: tx.add_topic(TOPIC), lambda tx: tx.add_source("orders")):
-        with pytest.raises(Exception, match="UNIQUE|unique|duplicate"):
+        with pytest.raises(Exception, match=r"UNIQUE|unique|duplicate"):
             store.do(act)
-    with pytest.raises(Exception, match="UNIQUE|unique|duplicate"):
+    with pytest.raises(Exception, match=r"UNIQUE|unique|duplicate"):
         _group(store, topic)
     assert len(store.tx.group("billing")) == 1
 

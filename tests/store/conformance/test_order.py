@@ -72,7 +72,7 @@ def test_p2_two_messages_cannot_be_held_on_one_number(store: Store) -> None:
     """Nor one message on two: the store refuses, nothing is overwritten."""
     store.do(lambda tx: tx.hold(3, 5, 50))
     for seq, m in ((5, 51), (6, 50)):
-        with pytest.raises(Exception, match="UNIQUE|unique|duplicate"):
+        with pytest.raises(Exception, match=r"UNIQUE|unique|duplicate"):
             store.do(lambda tx, s=seq, message=m: tx.hold(3, s, message))
     assert store.tx.held(3, 5) == 50
 
@@ -119,7 +119,7 @@ def test_p2_offset_of_a_rolled_back_release_is_given_again(store: Store, topic: 
 def test_p6_message_is_released_once(store: Store, topic: Topic) -> None:
     """The log has one row a message, whoever tries."""
     store.do(lambda tx: tx.release(topic, 0, 1, 1, 1, 5))
-    with pytest.raises(Exception, match="UNIQUE|unique|duplicate"):
+    with pytest.raises(Exception, match=r"UNIQUE|unique|duplicate"):
         store.do(lambda tx: tx.release(topic, 1, 1, 2, 1, 5))
     assert store.tx.lane_end(topic.id, 1) == 0
 

@@ -157,8 +157,8 @@ def test_sources_with_open_names_those_that_have_some(open_store: OpenStore) -> 
 
 def test_claim_due_takes_the_due_ones_of_a_producer_once(store: Store) -> None:
     """At most `limit`, earliest first, moved to `until`; parked, decided and other producers' are not due."""
-    rows = insert(store, half(1, next_check=30), half(2, next_check=10), half(3, next_check=20), half(4, next_check=31), half(5, source=2, next_check=1),
-                  half(6, next_check=1), half(7, next_check=2))  # fmt: skip
+    times = (30, 10, 20, 31, 1, 1, 2)
+    rows = insert(store, *(half(number, source=2 if number == 5 else 1, next_check=time) for number, time in enumerate(times, start=1)))
     store.do(lambda tx: (tx.park(rows[5], 1, "x"), tx.decide(rows[6], State.COMMITTED, 5, By.PRODUCER, None)))
     claim = lambda limit: [row.n for row in store.do(lambda tx: tx.claim_due(1, 30, 99, limit))]  # noqa: E731
     assert claim(2) == [rows[1].n, rows[2].n]
