@@ -45,11 +45,34 @@ async def open_loop(rate: float, seconds: float, one: Callable[[], Awaitable[flo
     return latencies
 
 
-class StreamLoad:
+class _Load:
+    """A closed loop of transactions; `acked` counts what was delivered and acked meanwhile."""
+
+    workers: int
+    plan: Plan
+    acked: Counted
+
+    async def one(self) -> float:
+        raise NotImplementedError
+
+    async def rate(self) -> float:
+        """Complete transactions a second: those whose message was delivered and acked too."""
+        until = time.perf_counter() + self.plan.seconds
+        before, started = self.acked.count, time.perf_counter()
+
+        async def work() -> None:
+            while time.perf_counter() < until:
+                await self.one()
+
+        await asyncio.gather(*(work() for _ in range(self.workers)))
+        return (self.acked.count - before) / (time.perf_counter() - started)
+
+
+class StreamLoad(_Load):
     """prepare + commit by `producers` tasks, deliver + ack by a Consumer, all over txclient in this process."""
 
     def __init__(self, url: str, plan: Plan) -> None:
-        self.client, self.plan = Client(url), plan
+        self.client, self.plan, self.workers = Client(url), plan, plan.producers
         self.acked = Counted()
         self._message = Message(TOPIC, body(), content_type="application/json")
         self.consumer = Consumer(self.client, GROUP, concurrency=256)
@@ -65,18 +88,6 @@ class StreamLoad:
         await self.client.commit(prepared.id, digest=prepared.digest)
         return at
 
-    async def rate(self) -> float:
-        """Complete transactions a second: those whose message was delivered too."""
-        until = time.perf_counter() + self.plan.seconds
-        before, started = self.acked.count, time.perf_counter()
-
-        async def work() -> None:
-            while time.perf_counter() < until:
-                await self.one()
-
-        await asyncio.gather(*(work() for _ in range(self.plan.producers)))
-        return (self.acked.count - before) / (time.perf_counter() - started)
-
     async def __aenter__(self) -> StreamLoad:
         await self.client.ping()
         self._serving = asyncio.create_task(self.consumer.serve())
@@ -88,11 +99,11 @@ class StreamLoad:
         await self.client.aclose()
 
 
-class HttpLoad:
+class HttpLoad(_Load):
     """prepare and commit as single requests, fetch and ack in hundreds."""
 
     def __init__(self, port: int, plan: Plan) -> None:
-        self.port, self.plan, self.acked = port, plan, Counted()
+        self.port, self.plan, self.workers, self.acked = port, plan, plan.http_connections, Counted()
         self._ids = Ids()
         self._free: asyncio.Queue[http_load.Connection] = asyncio.Queue()
         self._stop = asyncio.Event()
@@ -115,17 +126,6 @@ class HttpLoad:
             return at
         finally:
             self._free.put_nowait(connection)
-
-    async def rate(self) -> float:
-        until = time.perf_counter() + self.plan.seconds
-        before, started = self.acked.count, time.perf_counter()
-
-        async def work() -> None:
-            while time.perf_counter() < until:
-                await self.one()
-
-        await asyncio.gather(*(work() for _ in range(self.plan.http_connections)))
-        return (self.acked.count - before) / (time.perf_counter() - started)
 
     async def _consume(self) -> None:
         connection = await http_load.connect(self.port)

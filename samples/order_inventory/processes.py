@@ -144,7 +144,7 @@ def trio(folder: Path, databases: tuple[str, str]) -> Trio:
     coordinator = f"http://{HOST}:{ports['coordinator']}"
     serve = [
         sys.executable, "-c", HALFMSG, "serve", "--listen", f"{HOST}:{ports['coordinator']}", "--store", str(folder / "coordinator.db"),
-        "--set", "check.first_delay_s=1", "--set", "group.lease_s=2", "--set", "drain_s=3",
+        "--set", "check.first_delay_s=1", "--set", "check.question_timeout_s=2", "--set", "group.lease_s=2", "--set", "drain_s=3",
     ]  # fmt: skip
 
     def service(name: str, module: str, database: str) -> Program:

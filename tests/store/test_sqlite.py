@@ -102,7 +102,9 @@ def test_p3_broken_migration_leaves_the_file_as_it_was(tmp_path: Path, monkeypat
     open_sqlite(path).close()
     before = dump_file(path)
     known = file.migrations()
-    monkeypatch.setattr(file, "migrations", lambda: [*known, (2, "0002_bad.sql", "CREATE TABLE new (a);\nINSERT INTO nowhere VALUES (1);\n")])
+    monkeypatch.setattr(
+        file, "migrations", lambda: [*known, (known[-1][0] + 1, "9999_bad.sql", "CREATE TABLE new (a);\nINSERT INTO nowhere VALUES (1);\n")]
+    )
     with pytest.raises(sqlite3.OperationalError):
         open_sqlite(path)
     gc.collect()
