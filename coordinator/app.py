@@ -25,6 +25,7 @@ from .engine import Engine
 from .errors import StartError
 from .gaps import Gaps
 from .metrics import Metrics
+from .service import verdicts
 from .settings import Settings
 from .store.sqlite import file
 from .stream import Streams
@@ -63,6 +64,7 @@ class Coordinator:
         self.checks = Checks(self.engine, self.streams, self._session)
         gaps = Gaps(self.engine, self.streams)
         ticks = loops.Ticks(self.engine, self.checks, gaps)
+        await self.engine.call(verdicts.unclaim_all, None)
         await ticks.capacity()
         await ticks.ways()
         application = api.application(self.engine, self.streams, self.checks, gaps)

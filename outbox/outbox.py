@@ -243,7 +243,7 @@ class Outbox:
     # --- open and close ------------------------------------------------------------------------------------------------------
 
     def schema(self, dialect: str) -> str:
-        """The DDL of the tables, for your own migrations."""
+        """The DDL of the tables, for your own migrations. Then run `halfmsg outbox install` once: it adds the rows, as the database's own id."""
         if dialect not in ("sqlite", "postgresql"):
             raise UsageError("unknown_database", f"{dialect!r} is not known here yet; there are sqlite and postgresql")
         return ";\n".join(tables.statements(dialect, self._home.tables.prefix)) + ";\n"  # type: ignore[arg-type]

@@ -52,6 +52,11 @@ def claim_due(tx: StoreTx, now: int, command: ClaimDue) -> list[Due]:
     return found
 
 
+def unclaim_all(tx: StoreTx, now: int, _: None) -> int:
+    """At start: questions that the last process had under way are asked again now, not when their claims end."""
+    return sum(tx.unclaim(source, now) for source in tx.sources_with_open())
+
+
 def claim_parked(tx: StoreTx, now: int, command: ClaimDue) -> list[Due]:
     """Parked ones are still asked: once when the producer says hello, then daily (R4)."""
     found: list[Due] = []

@@ -101,6 +101,9 @@ class Transactions(Protocol):
     def claim_due(self, source: int, now: int, until: int, limit: int) -> list[Tx]:
         """Due prepared ones of a producer, moved to `until` so that nobody asks about them twice meanwhile."""
 
+    def unclaim(self, source: int, now: int) -> int:
+        """At start, where one process owns the store: what the last one had claimed is due now."""
+
     def parked(self, source: int, after_n: int, limit: int) -> list[Tx]: ...
     def open_of(self, source: int, limit: int) -> list[Tx]: ...
     def ask_soon(self, n: int, at: int) -> None: ...

@@ -53,6 +53,9 @@ class AiosqliteAdapter:
         return None
 
     async def _run(self, text: str, args: Any) -> list[Any]:
+        """One hop to the thread where the caller set no row factory, which is nearly always; else a cursor of our own, four hops."""
+        if self.conn.row_factory is None:
+            return list(await self.conn.execute_fetchall(text, args))
         cursor = await self.conn.cursor()
         cursor.row_factory = None
         try:

@@ -13,6 +13,8 @@ from .base import Q
 from .names import Names
 
 NOTES_MAX = 100
+CLAIMED = "being asked"
+"""`tx.reason` of a claimed check: a process that dies in the middle of a question leaves it, and the next one asks at once."""
 
 
 def tx_of(row: tuple[Any, ...]) -> Tx:
@@ -70,7 +72,10 @@ class Transactions(Names):
         self.run(Q.tx_reschedule, attempts, next_check, reason, tx.n)
 
     def claim_due(self, source: int, now: int, until: int, limit: int) -> list[Tx]:
-        return sorted((tx_of(row) for row in self.all(Q.tx_claim_due, until, source, now, limit)), key=lambda tx: tx.n)
+        return sorted((tx_of(row) for row in self.all(Q.tx_claim_due, until, CLAIMED, source, now, limit)), key=lambda tx: tx.n)
+
+    def unclaim(self, source: int, now: int) -> int:
+        return self.run(Q.tx_unclaim, now, source, CLAIMED)
 
     def parked(self, source: int, after_n: int, limit: int) -> list[Tx]:
         return [tx_of(row) for row in self.all(Q.tx_parked_of, source, after_n, limit)]

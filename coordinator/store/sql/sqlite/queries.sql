@@ -64,8 +64,10 @@ UPDATE tx SET state = 3, next_check = ?, reason = ? WHERE n = ? AND state = 0;
 -- name: tx_reschedule
 UPDATE tx SET attempts = ?, next_check = ?, reason = ? WHERE n = ? AND state IN (0, 3);
 -- name: tx_claim_due
-UPDATE tx SET next_check = ? WHERE n IN (SELECT n FROM tx WHERE source = ? AND state = 0 AND next_check <= ? ORDER BY next_check LIMIT ?)
+UPDATE tx SET next_check = ?, reason = ? WHERE n IN (SELECT n FROM tx WHERE source = ? AND state = 0 AND next_check <= ? ORDER BY next_check LIMIT ?)
 RETURNING n, id, source, state, digest, msgs, mark, first_at, decided_at, decided_by, attempts, next_check, reason;
+-- name: tx_unclaim
+UPDATE tx SET next_check = ? WHERE source = ? AND state = 0 AND reason = ?;
 -- name: tx_parked_of
 SELECT n, id, source, state, digest, msgs, mark, first_at, decided_at, decided_by, attempts, next_check, reason FROM tx WHERE source = ? AND state = 3 AND n > ? ORDER BY n LIMIT ?;
 -- name: tx_open_of
