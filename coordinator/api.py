@@ -14,7 +14,7 @@ from . import openapi, render, wire
 from .api_calls import Calls
 from .checks import Checks
 from .engine import Engine
-from .errors import CODES, RETRY_AFTER_S, Problem
+from .errors import RETRY_AFTER_S, Problem
 from .gaps import Gaps
 from .routes import ROUTES, Route
 from .stream import Streams
@@ -68,6 +68,8 @@ class Http:
             data = await request.read()
         except web.HTTPRequestEntityTooLarge as error:
             raise Problem("too_large", f"a request has at most {wire.MAX_FRAME_BYTES} bytes", limit=wire.MAX_FRAME_BYTES) from error
+        except web.RequestPayloadError as error:
+            raise Problem("bad_request", "the body is not what its Content-Encoding or its length says") from error
         return wire.decode_json(data or b"{}", route.takes)
 
     def _answer(self, status: int, body: bytes, content_type: str) -> web.Response:
@@ -113,6 +115,8 @@ def _unmatched(http: Http) -> Any:
             return http.problem(problem)
         except web.HTTPNotFound:
             return http.problem(Problem("not_found", f"no resource {request.path}; see /openapi.json"))
+        except web.HTTPBadRequest as error:
+            return http.problem(Problem("bad_request", error.text or error.reason))
         except web.HTTPMethodNotAllowed as error:
             return http.problem(Problem("method_not_allowed", f"{request.path} takes {', '.join(sorted(error.allowed_methods))}"))
 
@@ -143,7 +147,3 @@ def _ready(engine: Engine) -> Callable[[web.Request], Awaitable[web.Response]]:
         return web.Response(text=text if "verbose" in request.query else "ok\n" if status == 200 else "not ready\n", status=status)
 
     return handle
-
-
-def codes() -> Mapping[str, tuple[int, str]]:
-    return CODES

@@ -36,7 +36,7 @@ def _int(query: Any, name: str, default: int, *, least: int = 0, most: int = 2**
     text = query.get(name)
     if text is None or text == "":
         return default
-    if not text.isdigit() or not least <= int(text) <= most:
+    if not (text.isascii() and text.isdigit()) or not least <= int(text) <= most:
         raise Problem("bad_request", f"{name}={text!r} is not a whole number from {least} to {most}")
     return int(text)
 
@@ -55,7 +55,7 @@ def _name(text: str) -> str:
     try:
         return msgspec.convert(text, wire.Name)
     except msgspec.ValidationError as error:
-        raise Problem("bad_name", f"{text[:150]!r} is not a name: {wire.NAME[1:-1]}") from error
+        raise Problem("bad_name", f"{text[:150]!r} is not a name: {wire.NAME_TEXT}") from error
 
 
 def _page(items: list[Any], next_cursor: Any) -> Answer:
@@ -212,7 +212,7 @@ class Calls:
         return 200, await self.engine.read(lambda tx: self._group(tx, list(settling.groups_of(tx, req.path["group"]).values())))
 
     async def put_group(self, req: Any) -> Answer:
-        wanted = parse.group(_name(req.path["group"]), req.body, self.engine.settings.group.max_attempts)
+        wanted = parse.group(_name(req.path["group"]), req.body)
         _, made = await self.engine.call(groups.put, wanted)
         await self.engine.refresh_names()
         return (201 if made else 200), (await self.get_group(req))[1]

@@ -150,7 +150,7 @@ class Checks:
         """Refuse a URL outside the operator's allow-list when it is registered, not only when it is called."""
         try:
             self._session.check_url(url)
-        except NotAllowed as error:
+        except (NotAllowed, ValueError) as error:
             raise Problem("bad_request", f"check_url: {error}") from error
 
     def hello(self, producer: str) -> None:

@@ -27,7 +27,7 @@ def message_id(tx_id: bytes, index: int) -> str:
 
 def parse_message_id(text: str) -> tuple[bytes, int]:
     head, _, index = text.rpartition("-")
-    if not head or not index.isdigit() or len(index) > 4:
+    if not head or not (index.isascii() and index.isdigit()) or len(index) > 4:
         raise Problem("bad_request", f"{text!r} is not a message id (UUID-INDEX)")
     return parse_id(head), int(index)
 

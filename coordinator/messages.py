@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
-from typing import Any
 
 from msgspec import Struct
 
@@ -327,6 +326,3 @@ class ItemResult(Struct, frozen=True):
     error: tuple[str, str] | None = None
     given_back: tuple[str, ...] = ()
     lease_until: int | None = None
-
-
-Views = Any

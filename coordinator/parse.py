@@ -23,7 +23,9 @@ def _ms(seconds: float | None) -> int | None:
     return None if seconds is None else int(seconds * 1000)
 
 
-def message(given: wire.MessageIn, index: int, *, packed: bool) -> NewMessage:
+def message(given: wire.MessageIn, index: int, *, packed: bool, topic: str | None = None) -> NewMessage:
+    """`topic` from the path stands in for the one of the body."""
+    topic = topic or given.topic
     for name in _NOT_BUILT:
         if getattr(given, name) is not UNSET:
             raise Problem("not_supported", f"{name} is known but not built yet; nothing was stored")
@@ -31,9 +33,9 @@ def message(given: wire.MessageIn, index: int, *, packed: bool) -> NewMessage:
     _check_attributes(given.attributes)
     content_type = given.content_type or wire.JSON_TYPE
     body = wire.body_of(given, packed=packed)
-    digest = message_digest(topic=given.topic, key=key, tag=given.tag, content_type=content_type, body=body, attributes=given.attributes)
+    digest = message_digest(topic=topic, key=key, tag=given.tag, content_type=content_type, body=body, attributes=given.attributes)
     extra = _encode_extra((content_type, given.attributes, given.traceparent))
-    return NewMessage(index if given.index is None else given.index, given.topic, key, given.tag, extra, body, digest, given.sequence)
+    return NewMessage(index if given.index is None else given.index, topic, key, given.tag, extra, body, digest, given.sequence)
 
 
 def _key(key: str | None) -> bytes | None:
@@ -82,10 +84,9 @@ def _in_order(messages: tuple[NewMessage, ...]) -> tuple[NewMessage, ...]:
 
 
 def plain(given: wire.PlainSend, topic: str, *, now_ms: int) -> Content:
-    given.topic = topic
     if given.sequence is not None or given.index is not None:
         raise Problem("bad_request", "a plain send has no sequence and no index")
-    one = message(given, 0, packed=False)
+    one = message(given, 0, packed=False, topic=topic)
     id = new_id(now_ms) if given.id is None else parse_id(given.id)
     return Content(id, None, None, None, transaction_digest((one.digest,)), (one,), None, True)
 
@@ -136,14 +137,13 @@ def topic(name: str, given: wire.TopicIn) -> TopicWanted:
     return TopicWanted(name, kind, given.lanes, given.retention_s, given.max_message_bytes, given.max_backlog, given.allow_no_group)
 
 
-def group(name: str, given: wire.GroupIn, default_attempts: int) -> GroupWanted:
+def group(name: str, given: wire.GroupIn) -> GroupWanted:
     if given.push is not UNSET or given.mode != "shared":
         raise Problem("not_supported", "push groups and broadcast are known but not built yet; nothing was stored")
     if given.start not in ("earliest", "latest"):
         raise Problem("not_supported", "start at a time is known but not built yet; use earliest or latest")
     topics = tuple(Wanted(each.topic, each.tag, tuple((each.attributes or {}).items())) for each in given.topics)
-    attempts = default_attempts if given.max_attempts is UNSET else given.max_attempts
     back = given.backoff
     return GroupWanted(
-        name, topics, given.start, _ms(given.lease_s), attempts, _ms(back.first_s) if back else None, _ms(back.max_s) if back else None
+        name, topics, given.start, _ms(given.lease_s), given.max_attempts, _ms(back.first_s) if back else None, _ms(back.max_s) if back else None
     )

@@ -13,7 +13,6 @@ from .errors import Problem
 from .ids import format_id, message_id
 from .messages import By, Delivery, Group, ItemResult, Logged, MessagePlace, Source, Topic, TransactionView
 from .service.fetching import decode_extra
-from .states import State
 
 
 def transaction(view: TransactionView) -> wire.TransactionOut:
@@ -159,7 +158,3 @@ def producer(each: Source, extra: dict[str, Any] | None = None) -> dict[str, Any
         "dialect": each.dialect,
         "said_hello": each.said_hello,
     } | (extra or {})
-
-
-def state_word(state: int) -> str:
-    return State(state).word

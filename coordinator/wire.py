@@ -29,8 +29,9 @@ MAX_ATTRIBUTE_VALUE_BYTES = 1_024
 MAX_REASON_CHARS = 1_024
 JSON_TYPE = "application/json"
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
-HEX32 = r"^[0-9a-f]{32}$"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$(?!\n)"
+NAME_TEXT = NAME[1:].partition("$")[0]
+HEX32 = r"^[0-9a-f]{32}$(?!\n)"
 
 Name = Annotated[str, Meta(pattern=NAME)]
 TxId = Annotated[str, Meta(min_length=32, max_length=36)]
@@ -190,7 +191,7 @@ class FetchIn(_Strict, kw_only=True):
 class PlainSend(MessageIn, kw_only=True):
     """`POST /v1/topics/{topic}/messages`: M without its topic (the path has it) and with the transaction's id."""
 
-    topic: Name = ""
+    topic: Literal[""] = ""
     id: TxId | None = None
 
 
@@ -235,10 +236,6 @@ class ProducerIn(_Strict, kw_only=True):
 
 class CheckIn(_Strict, kw_only=True):
     ids: Annotated[list[TxId], Meta(max_length=50)] | None = None
-
-
-class ReasonIn(_Strict, kw_only=True):
-    reason: Reason
 
 
 # --- what is sent out ------------------------------------------------------------------------------------------------------
@@ -389,7 +386,7 @@ def problem_of(error: msgspec.MsgspecError | ValueError) -> Problem:
     if _UNKNOWN_FIELD.search(text):
         return Problem("unknown_field", text)
     if _NAME_PATHS.search(text):
-        return Problem("bad_name", f"{text}; a name is {NAME[1:-1]}, an id of a source or a digest 32 hex digits")
+        return Problem("bad_name", f"{text}; a name is {NAME_TEXT}, an id of a source or a digest 32 hex digits")
     if "length <=" in text or ("length >=" in text and "messages" in text):
         return Problem("too_large" if "<=" in text else "bad_request", text)
     return Problem("bad_request", text)

@@ -15,7 +15,7 @@ from ..errors import Problem
 from ..messages import Delivery, Fetch, Flight, Group, Kind, Logged, Place, Reason, Retry, Topic
 from ..policies import share
 from ..store.base import StoreTx
-from .hands import CORRUPT, STUCK, TOO_MANY_MISSED, Token, give_back_lane
+from .hands import CORRUPT, TOO_MANY_MISSED, Token, give_back_lane
 from .settling import groups_of
 
 RUN_MAX = 256
@@ -146,6 +146,7 @@ class _Handout:
             row = self._read_one(retry)
             if row is not None and self._may_go(row):
                 self.tx.take_retry(self.group.id, retry)
+                self.room.take(row)
                 hand.append(self._alone(row, retry))
             elif row is not None or self.ordered:
                 self._stick(retry, CORRUPT if row is None else TOO_MANY_MISSED)
@@ -178,7 +179,7 @@ class _Handout:
             self.group.id, retry.lane, row.off, row.off, token, self.member, self.now + self.lease_ms, 0, retry.attempts, first_out, row.at,
             retry.error, retry.redriven,
         )  # fmt: skip
-        self.tx.fly(flight)
+        self._fly(flight)
         return self._delivery(row, flight)
 
     # --- what is new ---
@@ -222,7 +223,7 @@ class _Handout:
             return [], off
         until, token = self.now + self.lease_ms, self.tx.new_token()
         flight = Flight(self.group.id, lane, lo, off - 1, token, self.member, until, done, 0, self.now, goes[0][0].at, None, False)
-        self.tx.fly(flight)
+        self._fly(flight)
         return [self._delivery(row, flight, missed) for row, missed in goes], off
 
     def _goes_out(self, lane: int, off: int, row: Logged | None) -> bool:
@@ -265,6 +266,12 @@ class _Handout:
             self.tx.put_retry(self.group.id, Retry(lane, off, None, okey, 0, 0, CORRUPT, False))
             self.retries = True
 
+    def _fly(self, flight: Flight) -> None:
+        """A lane is its member's at least as long as the lease that its deliveries tell."""
+        self.tx.fly(flight)
+        if self.ordered:
+            self.tx.own_longer(self.group.id, flight.lane, self.member, flight.until)
+
     def _delivery(self, row: Logged, flight: Flight, missed: tuple[int, ...] | None = None) -> Delivery:
         token = Token(flight.grp, flight.lane, flight.lo, row.off, flight.token)
         source = self.tx.source_by_id(row.source) if row.source else None
@@ -300,7 +307,3 @@ def matches(group: Group, row: Logged) -> bool:
         return True
     attributes = decode_extra(row.extra)[1] or {}
     return all(attributes.get(name) == value for name, value in group.attributes)
-
-
-def is_stuck(retry: Retry) -> bool:
-    return retry.due is None and (retry.error or "").startswith(STUCK)

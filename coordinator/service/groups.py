@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
+from msgspec import Struct, UnsetType
+from msgspec.structs import replace
 
 from ..errors import Problem
 from ..messages import Group, Kind
@@ -19,11 +20,13 @@ class Wanted(Struct, frozen=True):
 
 
 class GroupWanted(Struct, frozen=True):
+    """A policy field that is not given (None; for `max_attempts`, where None is "for ever", UNSET) is the setting's, or stays as it stands."""
+
     name: str
     topics: tuple[Wanted, ...]
     start: str
     lease_ms: int | None
-    max_attempts: int | None
+    max_attempts: int | UnsetType | None
     backoff_first_ms: int | None
     backoff_max_ms: int | None
 
@@ -38,7 +41,20 @@ def put(tx: StoreTx, now: int, wanted: GroupWanted) -> tuple[list[Group], bool]:
         return [tx.add_group(group, at_end=wanted.start == "latest") for group in new], True
     if {_shape(g) for g in known} != {_shape(g) for g in new}:
         raise Problem("state_changed", f"group {wanted.name} stands with other topics or filters; remove it first, or take another name")
-    return known, False
+    for group in known:
+        changed = _with_policy(group, wanted)
+        if changed != group:
+            tx.set_group(changed)
+    return list(groups_of(tx, wanted.name).values()), False
+
+
+def _with_policy(group: Group, wanted: GroupWanted) -> Group:
+    """What was given takes effect; a Consumer that joins gives nothing, so it changes nothing."""
+    given = {"lease_ms": wanted.lease_ms, "backoff_first_ms": wanted.backoff_first_ms, "backoff_max_ms": wanted.backoff_max_ms}
+    fields: dict[str, int | None] = {name: value for name, value in given.items() if value is not None}
+    if not isinstance(wanted.max_attempts, UnsetType):
+        fields["max_attempts"] = wanted.max_attempts
+    return replace(group, **fields)
 
 
 def _shape(group: Group) -> tuple[int, str | None, tuple[tuple[str, str], ...]]:
@@ -48,11 +64,11 @@ def _shape(group: Group) -> tuple[int, str | None, tuple[tuple[str, str], ...]]:
 def _group(tx: StoreTx, wanted: GroupWanted, each: Wanted) -> Group:
     settings = tx.env.settings.group
     topic = topics.get(tx, each.topic)
-    return Group(
-        0, wanted.name, topic.id, 1, each.tag, tuple(sorted(each.attributes)), wanted.lease_ms or int(settings.lease_s * 1000), wanted.max_attempts,
-        wanted.backoff_first_ms or int(settings.backoff_first_s * 1000), wanted.backoff_max_ms or int(settings.backoff_max_s * 1000), False, None,
-        wanted.start,
+    default = Group(
+        0, wanted.name, topic.id, 1, each.tag, tuple(sorted(each.attributes)), int(settings.lease_s * 1000), settings.max_attempts,
+        int(settings.backoff_first_s * 1000), int(settings.backoff_max_s * 1000), False, None, wanted.start,
     )  # fmt: skip
+    return _with_policy(default, wanted)
 
 
 def get(tx: StoreTx, now: int, name: str) -> list[Group]:

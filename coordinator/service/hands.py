@@ -35,7 +35,7 @@ class Token:
 
 def parse_token(text: str) -> Token | None:
     parts = text.split(".")
-    if len(parts) != 5 or not all(part.isdigit() and len(part) < 19 for part in parts):
+    if len(parts) != 5 or not all(part.isascii() and part.isdigit() and len(part) < 19 for part in parts):
         return None
     grp, lane, lo, off, token = map(int, parts)
     return Token(grp, lane, lo, off, token)

@@ -61,10 +61,7 @@ def hello(tx: StoreTx, now: int, command: Hello) -> Source:
     source = of(tx, command.name, command.source)
     if not source.said_hello:
         source = tx.note_hello(source)
-    for parked in tx.parked(source.id, 0, 1_000):
-        # R4: a parked one is asked once when its source's responder is reachable again.
-        if parked.next_check is None or parked.next_check > now:
-            tx.reschedule(parked, attempts=parked.attempts, next_check=now, reason=parked.reason)
+    tx.wake_parked(source.id, now)  # R4: a parked one is asked once when its source's responder is reachable again
     return source
 
 

@@ -86,9 +86,9 @@ def _settle_one(call: _Call, item: Settle) -> ItemResult:
 
 def _settle_unordered(call: _Call, item: Settle, token: Token, group: Group, topic: Topic) -> ItemResult:
     run = call.run(token)
-    bit = 1 << token.off - token.lo if token.off >= token.lo else 0
-    if run is None or token.off > run.flight.hi or not bit or run.done & bit:
+    if run is None or not token.lo <= token.off <= run.flight.hi or run.done >> (token.off - token.lo) & 1:
         return LOST
+    bit = 1 << token.off - token.lo
     run.done |= bit
     call.members.add((group.id, run.flight.member))
     if item.what == "ack":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from ..errors import Problem
 from ..messages import Kind, NewMessage, Topic
@@ -70,7 +69,3 @@ def for_message(tx: StoreTx, message: NewMessage, *, plain: bool) -> Topic:
         kind = Kind.UNORDERED if message.key is None else Kind.ARRIVAL if plain else Kind.SEQUENCE
         return put(tx, 0, TopicWanted(message.topic, kind, allow_no_group=True))[0]
     return topic if topic is not None else get(tx, message.topic)
-
-
-def allow_no_group(topic: Topic) -> Topic:
-    return replace(topic, allow_no_group=True)

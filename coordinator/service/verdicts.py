@@ -62,10 +62,9 @@ def claim_parked(tx: StoreTx, now: int, command: ClaimDue) -> list[Due]:
     found: list[Due] = []
     for source_id, limit in command.limits.items():
         source = tx.source_by_id(source_id)
-        for row in tx.parked(source_id, 0, 1_000):
-            if row.next_check is not None and row.next_check <= now and len(found) < limit:
-                tx.reschedule(row, attempts=row.attempts, next_check=now + int(tx.env.settings.check.parked_interval_s * 1000), reason=row.reason)
-                found.append(Due(row, source, _topics(tx, row)))
+        for row in tx.due_parked(source_id, now, limit):
+            tx.reschedule(row, attempts=row.attempts, next_check=now + int(tx.env.settings.check.parked_interval_s * 1000), reason=row.reason)
+            found.append(Due(row, source, _topics(tx, row)))
     return found
 
 

@@ -73,6 +73,9 @@ class Names(Protocol):
     def add_group(self, group: Group, *, at_end: bool) -> Group:
         """One place a lane: at the start of what is kept, or after what is there now."""
 
+    def set_group(self, group: Group) -> None:
+        """Its policy; topics and filters are for life."""
+
     def pause_group(self, group: Group, paused: bool) -> None: ...
     def bind_inbox(self, group: Group, inbox: bytes) -> None: ...
     def remove_group(self, group: Group) -> None: ...
@@ -105,6 +108,12 @@ class Transactions(Protocol):
         """At start, where one process owns the store: what the last one had claimed is due now."""
 
     def parked(self, source: int, after_n: int, limit: int) -> list[Tx]: ...
+    def due_parked(self, source: int, now: int, limit: int) -> list[Tx]:
+        """Parked ones whose time has come, by that time: those that are not due hide nobody."""
+
+    def wake_parked(self, source: int, now: int) -> None:
+        """All parked ones of a producer are due now."""
+
     def open_of(self, source: int, limit: int) -> list[Tx]: ...
     def ask_soon(self, n: int, at: int) -> None: ...
     def note(self, n: int, at: int, what: str, detail: str | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from tests.kill import load
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 HOST: Final = "127.0.0.1"
+PORTS: Final = range(20_000, 32_000)
 START_S: Final = 30.0  # a loaded machine may take seconds to import
 STOP_S: Final = 15.0
 POLL_S: Final = 0.02
@@ -215,7 +217,12 @@ def says(program: Program, what: str) -> bool:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Below the ports that outgoing connections are given: while the coordinator is down, a client of its own could get its port."""
+    for port in random.SystemRandom().sample(PORTS, 100):
+        with socket.socket() as probe:
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            return port
+    raise Stuck(f"none of 100 ports of {PORTS.start} to {PORTS.stop} is free")

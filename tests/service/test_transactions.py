@@ -255,7 +255,6 @@ def test_stale_mark_does_not_refuse_a_submit(world: World) -> None:
     assert world.submit(new_message(), mark=99).tx.state is State.COMMITTED
 
 
-@pytest.mark.xfail(strict=True, reason="after a rollback the open count is read behind the row it is about to count: counted twice")
 def test_p9_too_many_in_doubt_refuses_prepare_and_never_a_decision(world: World) -> None:
     """At the limit a prepare is refused; submit, commit and rollback go on, and make room (R20)."""
     world.topic()
@@ -390,7 +389,6 @@ def test_parked_is_asked_daily_and_at_hello(world: World) -> None:
     assert len(world.store.run(verdicts.claim_parked, claim)) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="claim_parked looks at the first 1,000 by number only: those behind them are never asked again")
 def test_p2_every_parked_transaction_is_asked_however_many_there_are(world: World) -> None:
     """A thousand parked ones that are not due do not hide the one behind them that is (R4)."""
     world.topic()

@@ -21,7 +21,6 @@ from halfmsg.coordinator.store.sqlite.backend import SqliteBackend, meaning
 from tests.support.stores import dump_file, open_sqlite
 
 Q = Queries("sqlite")
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 # A start that is refused leaves its lock file to the garbage collector: see test_refused_file_is_not_kept_locked.
 
 EXCEPTIONS = {
@@ -162,7 +161,6 @@ def test_second_coordinator_on_the_file_is_refused(tmp_path: Path) -> None:
     open_sqlite(tmp_path / "store.db").close()
 
 
-@pytest.mark.xfail(strict=True, reason="a start that is refused after the lock was taken leaves lock and connection to the garbage collector")
 def test_refused_file_is_not_kept_locked(tmp_path: Path) -> None:
     """A start that was refused leaves nothing behind: the lock is free though its error is still looked at."""
     path = tmp_path / "store.db"

@@ -31,8 +31,16 @@ class SqliteBackend:
     def __init__(self, path: Path, *, env: Any, synchronous: str, now_ms: int) -> None:
         self.path = path
         self._lock = file.lock(path)
-        self._conn = file.connect(path, synchronous)
-        file.migrate(self._conn, path, now_ms)
+        try:
+            self._conn = file.connect(path, synchronous)
+        except BaseException:
+            self._lock.close()
+            raise
+        try:
+            file.migrate(self._conn, path, now_ms)
+        except BaseException:
+            self.close()
+            raise
         self._tx = Deliveries(self._conn, env)
 
     @property

@@ -130,7 +130,8 @@ class Names(Connected):
         return count
 
     def count_open(self, source: int, by: int) -> None:
-        self.memory.open_counts[source] = self.open_count(source) + by
+        if source in self.memory.open_counts:  # else the first look counts, with this row in it
+            self.memory.open_counts[source] += by
 
     def sources_with_open(self) -> list[int]:
         name = ""
@@ -173,6 +174,10 @@ class Names(Connected):
             self.run(Q.place_insert, id, lane, end if at_end else 0)
         self._forget_groups()
         return msgspec.structs.replace(group, id=id)
+
+    def set_group(self, group: Group) -> None:
+        self.run(Q.grp_update, group_policy(group), group.id)
+        self._forget_groups()
 
     def pause_group(self, group: Group, paused: bool) -> None:
         self.run(Q.grp_pause, int(paused), group.id)

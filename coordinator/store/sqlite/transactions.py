@@ -80,6 +80,12 @@ class Transactions(Names):
     def parked(self, source: int, after_n: int, limit: int) -> list[Tx]:
         return [tx_of(row) for row in self.all(Q.tx_parked_of, source, after_n, limit)]
 
+    def due_parked(self, source: int, now: int, limit: int) -> list[Tx]:
+        return [tx_of(row) for row in self.all(Q.tx_parked_due, source, now, limit)]
+
+    def wake_parked(self, source: int, now: int) -> None:
+        self.run(Q.tx_wake_parked, now, source, now)
+
     def open_of(self, source: int, limit: int) -> list[Tx]:
         return [tx_of(row) for row in self.all(Q.tx_open_of, source, limit)]
 

@@ -129,7 +129,6 @@ def test_open_count_follows_prepare_decide_and_park(store: Store) -> None:
     assert (store.tx.open_count(1), store.tx.source_has_undecided(1)) == (0, False)
 
 
-@pytest.mark.xfail(strict=True, reason="counted once by the look and once by the step where the count was not in memory")
 @pytest.mark.parametrize("after", ["restart", "rollback"])
 @pytest.mark.parametrize("what", ["insert", "decide", "park"])
 def test_p9_open_count_is_right_when_nothing_was_in_memory(open_store: OpenStore, after: str, what: str) -> None:

@@ -19,6 +19,7 @@ CREATE TABLE tx (
 CREATE UNIQUE INDEX tx_id ON tx (ns, id);
 CREATE INDEX tx_due ON tx (source, next_check) WHERE state = 0;
 CREATE INDEX tx_parked ON tx (source, n) WHERE state = 3;
+CREATE INDEX tx_parked_due ON tx (source, next_check) WHERE state = 3;
 CREATE TABLE tx_note (id INTEGER PRIMARY KEY, n INTEGER NOT NULL, at INTEGER NOT NULL, what TEXT NOT NULL, detail TEXT);
 CREATE INDEX tx_note_n ON tx_note (n, id);
 

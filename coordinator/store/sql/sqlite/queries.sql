@@ -70,6 +70,11 @@ RETURNING n, id, source, state, digest, msgs, mark, first_at, decided_at, decide
 UPDATE tx SET next_check = ? WHERE source = ? AND state = 0 AND reason = ?;
 -- name: tx_parked_of
 SELECT n, id, source, state, digest, msgs, mark, first_at, decided_at, decided_by, attempts, next_check, reason FROM tx WHERE source = ? AND state = 3 AND n > ? ORDER BY n LIMIT ?;
+-- name: tx_parked_due
+SELECT n, id, source, state, digest, msgs, mark, first_at, decided_at, decided_by, attempts, next_check, reason FROM tx
+WHERE source = ? AND state = 3 AND next_check <= ? ORDER BY next_check LIMIT ?;
+-- name: tx_wake_parked
+UPDATE tx SET next_check = ? WHERE source = ? AND state = 3 AND next_check > ?;
 -- name: tx_open_of
 SELECT n, id, source, state, digest, msgs, mark, first_at, decided_at, decided_by, attempts, next_check, reason FROM tx WHERE source = ? AND state = 0 ORDER BY next_check LIMIT ?;
 -- name: tx_ask_soon
@@ -147,7 +152,7 @@ SELECT okey, seq, m FROM log WHERE topic = ? AND lane = ? AND off = ?;
 -- name: log_last_at
 SELECT at FROM log WHERE topic = ? AND lane = ? AND off = ?;
 -- name: log_run
-SELECT g.off, g.m, g.seq, g.at, g.okey, k.key, CAST(x.tag AS BLOB), x.extra, x.body, x.digest, t.id, t.source, k.incarnation, t.decided_by
+SELECT g.off, g.m, g.seq, g.at, g.okey, k.key, CAST(x.tag AS BLOB), CAST(x.extra AS BLOB), CAST(x.body AS BLOB), CAST(x.digest AS BLOB), t.id, t.source, k.incarnation, t.decided_by
 FROM log g JOIN message x ON x.m = g.m JOIN tx t ON t.n = g.m >> 10 LEFT JOIN okey k ON k.id = g.okey
 WHERE g.topic = ? AND g.lane = ? AND g.off >= ? AND g.off < ? ORDER BY g.off LIMIT ?;
 
@@ -162,6 +167,8 @@ SELECT id, name, topic, generation, policy, paused, inbox FROM grp WHERE id = ?;
 SELECT id, name, topic, generation, policy, paused, inbox FROM grp WHERE topic = ?;
 -- name: grp_page
 SELECT id, name, topic, generation, policy, paused, inbox FROM grp WHERE ns = 1 AND name > ? ORDER BY name, topic LIMIT ?;
+-- name: grp_update
+UPDATE grp SET policy = ? WHERE id = ?;
 -- name: grp_pause
 UPDATE grp SET paused = ? WHERE id = ?;
 -- name: grp_inbox
@@ -192,8 +199,6 @@ UPDATE flight SET done = ? WHERE grp = ? AND lane = ? AND lo = ? AND token = ?;
 DELETE FROM flight WHERE grp = ? AND lane = ? AND lo = ? AND token = ?;
 -- name: flights_of_lane
 SELECT grp, lane, lo, hi, token, member, until, done, attempts, first_out, lo_at, error, redriven FROM flight WHERE grp = ? AND lane = ? ORDER BY lo, token;
--- name: flight_any_of_lane
-SELECT 1 FROM flight WHERE grp = ? AND lane = ? LIMIT 1;
 -- name: flight_any_of_grp
 SELECT 1 FROM flight WHERE grp = ? LIMIT 1;
 -- name: flights_expired
@@ -222,8 +227,6 @@ UPDATE retry SET due = ? WHERE grp = ? AND lane = ? AND off = ?;
 SELECT 1 FROM retry WHERE grp = ? LIMIT 1;
 -- name: retry_count
 SELECT count(*) FROM (SELECT 1 FROM retry WHERE grp = ? AND lane = ? LIMIT ?);
--- name: retry_of_grp
-SELECT lane, off, due, okey, attempts, first_out, error, redriven FROM retry WHERE grp = ? AND (lane, off) > (?, ?) ORDER BY lane, off LIMIT ?;
 -- name: retry_next_due
 SELECT due FROM retry WHERE grp = ? AND due IS NOT NULL ORDER BY due LIMIT 1;
 -- name: retry_delete_grp
