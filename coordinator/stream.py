@@ -62,6 +62,14 @@ class Streams:
             await connection.end()
         return ws
 
+    def revoke(self, event: tuple[Any, ...]) -> None:
+        """A lane was taken back from a member (hands.py): its connection hears of it before any result that follows."""
+        _, group, member, tokens = event
+        for connection in self.connections:
+            subscription = connection.subscriptions.get(group)
+            if subscription is not None and subscription.member == member:
+                connection.send({"type": "revoke", "group": group, "tokens": tokens})
+
     def of_producer(self, producer: str) -> list[Connection]:
         """The youngest first: an old one may be a process that is going."""
         found = [each for each in self.connections if producer in each.producers and not each.closing]

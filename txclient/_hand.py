@@ -9,6 +9,8 @@ one of those would be an inversion (P7), and with an inbox a loss (P2): the earl
    remembered until seen or the connection ends); what else arrived since is newer than the answer and goes on;
 3. a refusal (`lease_lost`) proves nothing about the others: they may be old, or leased to us anew. They are nacked themselves, without
    cost, and the lane stays blocked on those answers. Dropping them in silence would leave them leased while a later one runs;
+   The same when the coordinator takes a delivery back unasked, or refuses to extend its lease: what is behind it of its key must not
+   run before it has come again, fresh as its own lease may look;
 4. a head whose lease is older than 2/3 is not started but nacked, without cost, by the same way: the ones behind it may be fresher.
 
 Each delivery costs one credit from its arrival until its end is answered, so all of this is bounded by the credits.
@@ -66,7 +68,7 @@ class _State(StrEnum):
 class _Lane:
     """The deliveries of one key in offset order; a delivery without a key has a lane of its own."""
 
-    __slots__ = ("blocked_by", "name", "proved", "queue", "ready", "running")
+    __slots__ = ("blocked_by", "doubted", "name", "proved", "queue", "ready", "running")
 
     def __init__(self, name: Name | None) -> None:
         self.name = name
@@ -75,6 +77,8 @@ class _Lane:
         self.ready = False
         self.blocked_by: set[str] = set()
         self.proved = False
+        self.doubted = False
+        """Something of it was taken back while it ran or was blocked; what is left is asked about when that ends."""
 
 
 class _Entry:
@@ -155,14 +159,12 @@ class Hand:
         self._free += 1
         if entry.revoked:
             self._forget(entry)
-            self._look(entry.lane)
-            return []
+            return self._after(entry.lane, done=end is End.ACK)
         told = Settle(end, entry.delivery, reason, delay_s, counts)
         if end is not End.ACK:
             return [self._fail(entry, told)]
         entry.state, entry.end = _State.SETTLING, end
-        self._look(entry.lane)
-        return [told]
+        return [told, *self._after(entry.lane, done=True)]
 
     def answered(self, token: str, ok: bool, given_back: Sequence[str] = ()) -> list[Action]:
         """The coordinator's answer to a Settle. `ok=False` is a definite refusal; no answer at all is none."""
@@ -182,14 +184,19 @@ class Hand:
             self._drop(lane, [one for one in lane.queue if one.before and one.delivery.offset > entry.delivery.offset])
         return self._unblock(lane) if not lane.blocked_by else []
 
-    def revoked(self, tokens: Iterable[str]) -> None:
-        """Their leases are gone: what waits is dropped; what runs ends, and nobody is told."""
+    def revoked(self, tokens: Iterable[str]) -> list[Action]:
+        """Their leases are gone: what waits is dropped, what has not arrived is dropped when it does; what runs ends, and nobody is told."""
+        lanes: list[_Lane] = []
         for token in tokens:
             entry = self._entries.get(token)
-            if entry is not None and entry.state is _State.WAITING:
-                self._drop(entry.lane, [entry])
-            elif entry is not None and entry.state is _State.RUNNING:
+            if entry is not None and entry.state is _State.RUNNING:
                 entry.revoked = True
+            elif entry is None or entry.state is _State.WAITING:
+                self._give_back(token)
+            if entry is not None and entry.state is not _State.SETTLING:
+                entry.lane.doubted = True
+                lanes.append(entry.lane)
+        return [action for lane in lanes for action in self._doubt(lane)]
 
     def renewed(self, tokens: Iterable[str], at: float) -> None:
         """Their leases were extended by a call that began `at`."""
@@ -246,8 +253,24 @@ class Hand:
             later.before = True
         return told
 
+    def _after(self, lane: _Lane, *, done: bool) -> list[Action]:
+        """Its head has ended and is told, or is no longer ours. The effect of one that failed so is missing: nothing may pass it."""
+        lane.doubted = lane.doubted or not done
+        actions = self._doubt(lane)
+        self._look(lane)
+        return actions
+
+    def _doubt(self, lane: _Lane) -> list[Action]:
+        """Ask about what is left of a lane from which something was taken back, by nacks without cost; later, if it runs or is blocked."""
+        if not lane.doubted or lane.running or lane.blocked_by:
+            return []
+        lane.proved = False
+        return self._unblock(lane)
+
     def _unblock(self, lane: _Lane) -> list[Action]:
         """All answers are there. What is not proved to be ours is nacked, and the lane waits for that; else it goes on."""
+        lane.proved = lane.proved and not lane.doubted
+        lane.doubted = False
         doubtful = [one for one in lane.queue if not lane.proved or one.connection != self._connection]
         if not doubtful:
             self._look(lane)

@@ -97,7 +97,7 @@ class Member:
         self._do(self._hand.next(now))
 
     def revoked(self, tokens: Sequence[str]) -> None:
-        self._hand.revoked(tokens)
+        self._do(self._hand.revoked(tokens))
         self._go_on()
 
     def disconnected(self) -> None:
@@ -180,7 +180,7 @@ class Member:
             return
         told = list(zip(tokens, results, strict=True))
         self._hand.renewed([token for token, result in told if result.get("error") is None], began)
-        self._hand.revoked([token for token, result in told if result.get("error") is not None])
+        self._do(self._hand.revoked([token for token, result in told if result.get("error") is not None]))
 
 
 def _told(error: BaseException) -> str:

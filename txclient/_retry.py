@@ -13,6 +13,8 @@ from .errors import Busy, HalfmsgError, TransportError
 T = TypeVar("T")
 LOCAL_LIMIT = "client_queue_full"
 _JITTERED = wait_random_exponential(multiplier=0.1, max=5.0)
+_RECONNECT = wait_random_exponential(multiplier=0.1, max=2.0)
+"""A coordinator that restarts is back within a second or two; consumers that sleep longer are its latency."""
 
 
 def may_repeat(error: BaseException) -> bool:
@@ -49,7 +51,7 @@ async def reconnect(connect: Callable[[], Awaitable[T]], wanted: Callable[[Halfm
         return not (isinstance(error, HalfmsgError) and wanted(error))
 
     retry = retry_if_exception(lambda error: isinstance(error, HalfmsgError))
-    return await AsyncRetrying(retry=retry, wait=_JITTERED, stop=unwanted, sleep=_clock.pause, reraise=True)(connect)
+    return await AsyncRetrying(retry=retry, wait=_RECONNECT, stop=unwanted, sleep=_clock.pause, reraise=True)(connect)
 
 
 def _wait(state: RetryCallState) -> float:

@@ -105,6 +105,15 @@ class Lane:
             tokens.append(str(Token(self.group.id, self.lane, other.flight.lo, other.off, other.flight.token)))
         return tuple(tokens)
 
+    def tell_taken_back(self) -> None:
+        """Their members hear of it where they are connected: what is on its way to them must not be run."""
+        tokens: dict[str, list[str]] = {}
+        for off, held in self._at.items():
+            token = Token(self.group.id, self.lane, held.flight.lo, off, held.flight.token)
+            tokens.setdefault(held.flight.member, []).append(str(token))
+        for member, lost in tokens.items():
+            self.tx.emit(("revoked", self.group.name, member, tuple(lost)))
+
     def wake_next(self, now: int, okey: int | None) -> None:
         """The next waiting one of a key is due when nothing earlier of it is open (M6: else it is stuck for ever)."""
         if okey is None:
@@ -173,6 +182,7 @@ def _because(before: str | None, now: str) -> str:
 def give_back_lane(tx: StoreTx, now: int, group: Group, topic: Topic, lane: int) -> None:
     """Everything open in an ordered lane goes back: the first of each key is due, the others wait behind it."""
     hand = Lane(tx, group, topic, lane)
+    hand.tell_taken_back()
     for flight in tx.flights_of_lane(group.id, lane):
         tx.drop_flight(flight)
     for okey, by_off in hand.by_key.items():

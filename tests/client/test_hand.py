@@ -147,15 +147,44 @@ def test_renewal_makes_a_lease_young() -> None:
     assert told(hand.next(34.0)) == ["start 1"]
 
 
+def test_p7_what_is_behind_a_lost_lease_is_not_run_however_fresh_it_looks() -> None:
+    """A consumer that was stopped past its lease: 2 is taken back while 1 runs, 3 lay unread in the socket; 3 must not pass 2."""
+    hand = hand_with(delivery(1), delivery(2))
+    hand.next(0)
+    hand.receive([delivery(3)], 5)
+    assert hand.revoked(["t1", "t2"]) == []
+    [asked] = hand.finish("t1", End.ACK)
+    assert isinstance(asked, Settle) and (asked.end, asked.delivery.token, asked.counts) == (End.NACK, "t3", False)
+    assert hand.next(5) == []
+
+
+def test_p7_nothing_passes_a_lost_one_that_failed() -> None:
+    """The effect of 1 is missing, and nobody is told: 2 waits for the coordinator's word."""
+    hand = hand_with(delivery(1), delivery(2))
+    hand.next(0)
+    hand.revoked(["t1"])
+    [asked] = hand.finish("t1", End.NACK)
+    assert isinstance(asked, Settle) and asked.delivery.token == "t2" and hand.next(0) == []
+
+
+def test_p7_revoked_before_it_arrives_is_dropped_when_it_does() -> None:
+    """The word that a lane was taken back may overtake what was on its way."""
+    hand = hand_with()
+    assert hand.revoked(["t1"]) == []
+    hand.receive([delivery(1)], 0)
+    assert hand.next(0) == [] and len(hand) == 0
+
+
 def test_revoked_waiting_is_dropped_and_revoked_running_is_told_to_nobody() -> None:
-    """Its result would be refused; the key waits for the handler all the same."""
+    """Its result would be refused; the key waits for the handler, and then for the word on what is behind it."""
     hand = hand_with(delivery(1), delivery(2))
     hand.next(0)
     hand.revoked(["t1", "t2"])
     hand.receive([delivery(1, token="t1b")], 0)
     assert hand.next(0) == [] and hand.renewable() == ["t1b"]
-    assert hand.finish("t1", End.NACK) == []
-    assert told(hand.next(0)) == ["start 1"]
+    [asked] = hand.finish("t1", End.NACK)
+    assert isinstance(asked, Settle) and (asked.delivery.token, asked.counts) == ("t1b", False)
+    assert hand.next(0) == []
 
 
 def test_newer_token_of_the_same_message_takes_the_place_of_the_old() -> None:

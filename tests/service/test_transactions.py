@@ -397,3 +397,22 @@ def test_p2_every_parked_transaction_is_asked_however_many_there_are(world: Worl
     sql = "INSERT INTO tx (n, ns, id, source, state, digest, msgs, mark, first_at, next_check) VALUES (?, 1, ?, ?, 3, x'00', 0, 0, 0, ?)"
     world.store.do(lambda tx: tx.conn.executemany(sql, rows))
     assert [due.tx.n for due in world.store.run(verdicts.claim_parked, verdicts.ClaimDue({source: 10}, 30_000))] == [1_001]
+
+
+def test_p2_what_a_dead_process_was_asking_is_due_at_start(world: World) -> None:
+    """A claim hides a check for its lease; a new process, which owns the file alone, asks at once."""
+    world.topic()
+    world.prepare()
+    claim = verdicts.ClaimDue({world.source.id: 10}, 30_000)
+    world.later(3_600)
+    assert len(world.store.run(verdicts.claim_due, claim)) == 1
+    assert world.store.run(verdicts.claim_due, claim) == []
+    assert world.store.run(verdicts.unclaim_all, None) == 1
+    assert len(world.store.run(verdicts.claim_due, claim)) == 1
+
+
+def test_check_that_waits_for_its_time_is_not_due_at_start(world: World) -> None:
+    """Only what was under way is asked anew: a restart costs no attempts."""
+    world.topic()
+    world.prepare()
+    assert world.store.run(verdicts.unclaim_all, None) == 0
