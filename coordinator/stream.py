@@ -254,6 +254,14 @@ class Connection:
     # --- deliveries ---
 
     async def _subscribe(self, frame: wire.SubscribeFrame) -> None:
+        """A refusal names the group, so that the client blames no operation for it."""
+        try:
+            await self._join(frame)
+        except Problem as problem:
+            self.send({"type": "error", "group": frame.group, "error": render.problem(problem)})
+            self._start_close(4400, problem.code.encode())
+
+    async def _join(self, frame: wire.SubscribeFrame) -> None:
         before = self.subscriptions.pop(frame.group, None)
         if before is not None:
             before.stop()

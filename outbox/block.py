@@ -31,16 +31,18 @@ class _Tx(Generic[C]):
         self._outbox = outbox
         self._attempt = Attempt(outbox._id(None), outbox._mark(), stored=False)
         self._count = 0
+        self._size = (0, 0)
         self._pending = 0
         self._failed: BaseException | None = None
 
     def _add(self, messages: list[Message]) -> Steps[list[Receipt]]:
-        from .outbox import receipts_of
+        from .outbox import check_size, receipts_of
 
         if self._failed is not None:
             raise self._failed
         if self._count + len(messages) > 1_000:
             raise UsageError("too_large", "more than 1,000 messages in one block; use another transaction")
+        self._size = check_size(messages, self._size)
         first, self._count = self._count, self._count + len(messages)
         try:
             drawn = yield from fence.add(self._outbox._home.tables, self._attempt, messages, first, self._outbox._source)

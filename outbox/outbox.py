@@ -36,6 +36,10 @@ BEATS_MAX: Final = 16
 TOPICS_EVERY_S: Final = 5.0
 LEAVE_WAIT_S: Final = 5.0
 PREPARE_TIMEOUT_S: Final = 0.25
+BODY_BYTES_MAX: Final = 4 * 1024 * 1024
+TRANSACTION_BYTES_MAX: Final = 7 * 1024 * 1024
+MESSAGE_BYTES: Final = 1_000
+"""What a message weighs on the wire besides body and attributes (topic, key, tag, digest), at the most."""
 
 
 class AwaitsExecute(Protocol):
@@ -143,9 +147,7 @@ class Outbox:
             raise UsageError("too_large", f"{len(found)} messages; a transaction has 1 to 1,000")
         for message in found:
             self._check(message)
-        size = sum(len(message.body) for message in found)
-        if size > 4 * 1024 * 1024:
-            raise UsageError("too_large", f"{size} bytes of bodies; a transaction has at most 4 MiB")
+        check_size(found)
         return found
 
     def _check(self, message: Message) -> None:
@@ -322,6 +324,19 @@ class Outbox:
 
 async def _run_async(steps: Steps[T], adapter: Any, then: Callable[[T], Any]) -> Any:
     return then(await run_async(steps, adapter))
+
+
+def check_size(messages: Iterable[Message], before: tuple[int, int] = (0, 0)) -> tuple[int, int]:
+    """What one halfmsg transaction weighs so far: (bodies, with all else). Raises UsageError(too_large) past 4 MiB, or a frame."""
+    bodies, whole = before
+    for message in messages:
+        bodies += len(message.body)
+        attributes = sum(len(name) + len(value) for name, value in (message.attributes or {}).items())
+        whole += len(message.body) + 4 * attributes + MESSAGE_BYTES
+    if bodies > BODY_BYTES_MAX or whole > TRANSACTION_BYTES_MAX:
+        limits = f"{BODY_BYTES_MAX} and {TRANSACTION_BYTES_MAX}"
+        raise UsageError("too_large", f"{bodies} bytes of bodies, {whole} in all; a transaction has at most {limits}")
+    return bodies, whole
 
 
 def receipts_of(id: bytes, drawn: Iterable[Drawn]) -> list[Receipt]:

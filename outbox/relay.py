@@ -31,7 +31,9 @@ BYTES_MAX: Final = 4 * 1024 * 1024
 POLL_FIRST_S: Final = 0.01
 POLL_MAX_S: Final = 1.0
 LANE_LEASE_MS: Final = 3_000
-AGAIN: Final = frozenset({"stale_mark", "no_way_to_ask", "source_frozen", "state_changed"})
+AGAIN: Final = frozenset(
+    {"stale_mark", "no_way_to_ask", "source_frozen", "state_changed", "unauthenticated", "forbidden", "group_not_found", "not_found"}
+)
 """Refusals that are repeated like a time-out (R23); any other 4xx sets the row aside, listed."""
 
 
@@ -173,7 +175,7 @@ class Relay:
         waiting = await self._mine(await self._next_rows())
         if not waiting:
             return
-        results = await asyncio.gather(*(self._client.op(self._submit(row)) for row in waiting), return_exceptions=True)
+        results = await asyncio.gather(*(self._hand_over(row) for row in waiting), return_exceptions=True)
         await self._mark(waiting, results, report)
         _raise_cancelled(results)
 
@@ -187,6 +189,10 @@ class Relay:
             self._after = (rows[-1].mark, rows[-1].id)
         return rows
 
+    async def _hand_over(self, row: Unsent) -> None:
+        """Each row by itself, so that one that cannot even be read holds up nobody else."""
+        await self._client.op(self._submit(row))
+
     def _submit(self, row: Unsent) -> dict[str, Any]:
         return {
             "op": "submit", "id": fence.id_text(row.id), "producer": self._producer, "source": self._source.hex(), "mark": row.mark,
@@ -199,7 +205,7 @@ class Relay:
             if not isinstance(result, BaseException):
                 effects.append(self._home.tables.sql("sent", row.id))
                 report.submitted += 1
-            elif isinstance(result, ApiError) and not isinstance(result, Busy) and result.code not in AGAIN:
+            elif isinstance(result, ApiError) and is_refusal(result):
                 effects.append(self._home.tables.sql("refuse", result.code, row.id))
                 report.refused += 1
                 log.error("relay: %s is set aside, the coordinator refuses it: %s; see `halfmsg outbox ls`", fence.id_text(row.id), result)
@@ -222,6 +228,11 @@ class Relay:
 
 
 FORGET_AFTER_S: Final = 30.0
+
+
+def is_refusal(error: ApiError) -> bool:
+    """Is it said of this very content, for ever (R23)? A 5xx, a token that is not taken, a refusal of the connection are not."""
+    return 400 <= error.status < 500 and not isinstance(error, Busy) and error.code not in AGAIN
 
 
 def lane_of(id: bytes) -> int:

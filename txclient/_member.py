@@ -19,11 +19,12 @@ from ._ids import Ids
 from ._internal import Claims
 from ._settling import MAX_REASON_CHARS, Settling
 from ._units import seconds
-from .errors import HalfmsgError
+from .errors import HalfmsgError, UsageError
 
 CREDITS_PER_PLACE: Final = 4
 MIN_CREDITS: Final = 16
 MAX_CREDITS: Final = 10_000
+MAX_DELAY_S: Final = 86_400.0
 log = logging.getLogger("halfmsg.txclient")
 Handler = Callable[..., Any]
 
@@ -126,8 +127,7 @@ class Member:
         try:
             await self._handle(delivery)
         except Retry as error:
-            delay_s = None if error.delay is None else seconds(error.delay)
-            self._finish(delivery, End.NACK, "retried", reason=error.reason, delay_s=delay_s, counts=error.counts)
+            self._finish(delivery, End.NACK, "retried", reason=error.reason, delay_s=_delay_s(error), counts=error.counts)
         except Reject as error:
             self._finish(delivery, End.REJECT, "rejected", reason=error.reason)
         except (Exception, asyncio.CancelledError) as error:
@@ -152,6 +152,7 @@ class Member:
 
     def _finish(self, delivery: Delivery, end: End, counted: str, *, reason: str = "", delay_s: float | None = None, counts: bool = True) -> None:
         self.counts[counted] += 1
+        reason = str(reason).encode(errors="replace").decode()  # an exception, a lone surrogate: whatever a handler put there
         self._do(self._hand.finish(delivery.token, end, reason=reason, delay_s=delay_s, counts=counts))
         self._go_on()
 
@@ -188,3 +189,14 @@ def _told(error: BaseException) -> str:
     head = f"{type(error).__name__}: {error}"[: MAX_REASON_CHARS // 2]
     where = "".join(traceback.format_tb(error.__traceback__)[-3:])
     return f"{head}\n{where[-(MAX_REASON_CHARS - len(head) - 1) :]}"
+
+
+def _delay_s(error: Retry) -> float | None:
+    """The handler's wish within what the coordinator takes (0 to a day); one that is no duration is the group's back-off."""
+    if error.delay is None:
+        return None
+    try:
+        return min(seconds(error.delay), MAX_DELAY_S)
+    except (UsageError, TypeError, ValueError):
+        log.warning("Retry(delay=%r) is no duration of 0 s or more; the group's back-off is used", error.delay)
+        return None

@@ -67,6 +67,10 @@ class Settling:
         except HalfmsgError as error:
             self._unanswered(end, told, error)
             return
+        except Exception as error:  # what cannot be sent never will be: these end with their leases, and the others are told
+            log.exception("%d deliveries of group %s cannot be told as %s", len(told), self._group, end)
+            self._unanswered(end, told, ApiError("internal", str(error), status=400))
+            return
         for one, result in zip(told, results, strict=True):
             problem = result.get("error")
             if problem is not None:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from halfmsg.txclient import ApiError, Client, Delivery, Ids, Message, Reject, UsageError, message_digest, transaction_digest
+from halfmsg.txclient import ApiError, Client, Delivery, Ids, Message, Reject, Retry, UsageError, _member, message_digest, transaction_digest
 
 
 @dataclass
@@ -182,3 +182,9 @@ def test_errors_survive_pickling() -> None:
     """Process pools carry exceptions."""
     error = pickle.loads(pickle.dumps(ApiError("forbidden", "no", status=403, request_id="r")))
     assert (error.code, error.status, str(error)) == ("forbidden", 403, "forbidden: no (request r)")
+
+
+@pytest.mark.parametrize(("delay", "expected"), [(None, None), (-5, None), ("soon", None), (10**9, 86_400.0), (2, 2.0)])
+def test_delay_of_a_retry_is_within_what_the_coordinator_takes(delay: object, expected: float | None) -> None:
+    """A negative or odd wish of a handler must not wedge its key: the group's back-off stands in."""
+    assert _member._delay_s(Retry("later", delay=delay)) == expected  # type: ignore[arg-type]

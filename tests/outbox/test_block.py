@@ -7,12 +7,13 @@ import gc
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from halfmsg import Message, Outbox, UsageError
+from halfmsg import Client, Message, Outbox, UsageError
 from halfmsg.outbox import fence
 from halfmsg.txclient import transaction_digest
 
@@ -269,3 +270,14 @@ async def test_r21_keys_are_drawn_in_sorted_order(side: Side) -> None:
     receipts = await settled(side.outbox().publish_many(conn, messages))
     await side.commit(conn)
     assert [(each.key, each.sequence) for each in receipts] == [("b", 1), ("a", 1), ("b", 2), ("a", 2)]
+
+
+def test_p9_block_is_too_large_before_its_commit(tmp_path: Path) -> None:
+    """What the coordinator would refuse for its size raises in the block, however many publishes it came by: nothing is committed."""
+    outbox = Outbox(Client("http://127.0.0.1:1"), "orders", f"sqlite:///{tmp_path}/orders.db")
+    with pytest.raises(UsageError, match="too_large"), outbox.transaction() as tx:
+        for _ in range(5):
+            tx.publish("big", b"x" * 1_000_000)
+    with outbox.transaction() as tx:
+        assert tx.conn.execute("SELECT count(*) FROM halfmsg_out").fetchone() == (0,)
+    outbox._home.close_sync()

@@ -14,7 +14,8 @@ from halfmsg import Client, Message, Outbox, UsageError
 from halfmsg.coordinator.app import Coordinator
 from halfmsg.outbox import admin
 from halfmsg.outbox.home import Home
-from halfmsg.outbox.relay import Relay, lane_of
+from halfmsg.outbox.relay import Relay, is_refusal, lane_of
+from halfmsg.txclient.errors import api_error
 
 from .sides import NOWHERE, Side, closing, plain, settled
 
@@ -256,3 +257,16 @@ async def test_pool_keeps_nothing_dirty(database: Side) -> None:
         async with outbox.transaction() as tx:
             await database.business(tx.conn, "mine")
     assert database.read("SELECT id FROM business") == [("mine",)]
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(500, "internal"), (401, "unauthenticated"), (403, "forbidden"), (404, "group_not_found"), (503, "draining")]
+)
+def test_r23_failure_that_is_no_refusal_of_the_row_is_repeated(status: int, code: str) -> None:
+    """A defect of the coordinator, a token that is not taken, another's subscribe: the row waits, it is not set aside for ever."""
+    assert not is_refusal(api_error({"code": code, "status": status}))
+
+
+def test_r23_refusal_of_the_content_is_one() -> None:
+    """What will be said again of the very same row."""
+    assert is_refusal(api_error({"code": "topic_not_found", "status": 404}))

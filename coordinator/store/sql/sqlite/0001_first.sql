@@ -31,7 +31,7 @@ CREATE TABLE okey (
     id INTEGER PRIMARY KEY, topic INTEGER NOT NULL, source INTEGER NOT NULL, incarnation INTEGER NOT NULL, key BLOB NOT NULL,
     next_seq INTEGER NOT NULL DEFAULT 1, stopped INTEGER NOT NULL DEFAULT 0, draining INTEGER NOT NULL DEFAULT 0,
     UNIQUE (topic, source, incarnation, key));
-CREATE INDEX okey_drain ON okey (id) WHERE draining = 1;
+CREATE INDEX okey_drain ON okey (id) WHERE draining = 1 AND stopped = 0;
 CREATE TABLE held (okey INTEGER NOT NULL, seq INTEGER NOT NULL, m INTEGER NOT NULL, until INTEGER, PRIMARY KEY (okey, seq)) WITHOUT ROWID;
 CREATE UNIQUE INDEX held_m ON held (m);
 CREATE TABLE skipped (

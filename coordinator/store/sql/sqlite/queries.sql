@@ -116,7 +116,7 @@ UPDATE okey SET stopped = 1 WHERE id = ?;
 -- name: okey_draining
 UPDATE okey SET draining = ? WHERE id = ?;
 -- name: okey_drain_next
-SELECT id, next_seq, stopped, draining FROM okey INDEXED BY okey_drain WHERE draining = 1 LIMIT ?;
+SELECT id, next_seq, stopped, draining FROM okey INDEXED BY okey_drain WHERE draining = 1 AND stopped = 0 LIMIT ?;
 -- name: okey_row
 SELECT topic, source, incarnation, key FROM okey WHERE id = ?;
 -- name: okey_any_of_topic
