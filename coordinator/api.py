@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ log = logging.getLogger("halfmsg.api")
 
 JSON = "application/json"
 PROBLEM = "application/problem+json"
+OTHERS = ("/v1/stream", "/openapi.json", "/metrics", "/livez", "/healthz", "/readyz")
 
 
 class Request(Struct):
@@ -91,36 +93,46 @@ class Http:
 def application(engine: Engine, streams: Streams, checks: Checks, gaps: Gaps) -> web.Application:
     http = Http(engine)
     calls = Calls(engine, checks, streams, gaps)
-    app = web.Application(client_max_size=wire.MAX_FRAME_BYTES, middlewares=[_unmatched(http)])
+    app = web.Application(client_max_size=wire.MAX_FRAME_BYTES)
     for route in ROUTES:
         app.router.add_route(route.method, route.path, http.handler(route, getattr(calls, route.call)))
     document = wire.encode_json(openapi.document(ROUTES))
-    app.router.add_get("/v1/stream", streams.handle)
+    app.router.add_get("/v1/stream", _upgrade(http, streams))
     app.router.add_get("/openapi.json", _fixed(document, JSON))
     app.router.add_get("/metrics", _metrics(engine))
     app.router.add_get("/livez", _fixed(b"ok\n", "text/plain"))
     app.router.add_get("/healthz", _fixed(b"ok\n", "text/plain"))
     app.router.add_get("/readyz", _ready(engine))
+    app.router.add_route("*", "/{tail:.*}", _unmatched(http))
     return app
 
 
-def _unmatched(http: Http) -> Any:
-    """What no route takes, and what a stream refuses before its upgrade, is a problem like any other."""
+def _upgrade(http: Http, streams: Streams) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    """What a stream refuses before its upgrade is a problem like any other."""
 
-    @web.middleware
-    async def middleware(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+    async def handle(request: web.Request) -> web.StreamResponse:
         try:
-            return await handler(request)
+            return await streams.handle(request)
         except Problem as problem:
             return http.problem(problem)
-        except web.HTTPNotFound:
-            return http.problem(Problem("not_found", f"no resource {request.path}; see /openapi.json"))
         except web.HTTPBadRequest as error:
             return http.problem(Problem("bad_request", error.text or error.reason))
-        except web.HTTPMethodNotAllowed as error:
-            return http.problem(Problem("method_not_allowed", f"{request.path} takes {', '.join(sorted(error.allowed_methods))}"))
 
-    return middleware
+    return handle
+
+
+def _unmatched(http: Http) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    """The last route takes what no other did. (A middleware would do it too, and cost each request a tenth of its time.)"""
+    paths = {path: re.compile(re.sub(r"{\w+}", "[^/]+", path)) for path in (*(route.path for route in ROUTES), *OTHERS)}
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        known = [path for path, pattern in paths.items() if pattern.fullmatch(request.path)]
+        if not known:
+            return http.problem(Problem("not_found", f"no resource {request.path}; see /openapi.json"))
+        allowed = {route.method for route in ROUTES if route.path in known} or {"GET"}
+        return http.problem(Problem("method_not_allowed", f"{request.path} takes {', '.join(sorted(allowed))}"))
+
+    return handle
 
 
 def _fixed(body: bytes, content_type: str) -> Callable[[web.Request], Awaitable[web.Response]]:

@@ -99,6 +99,7 @@ class Connection:
         self._check_numbers = itertools.count(1)
         self._sender = asyncio.create_task(self._send_all())
         self._said_hello = False
+        self._blamed: dict[str, str] = {}
 
     # --- out ---
 
@@ -159,7 +160,7 @@ class Connection:
             try:
                 await self._frame(message.data if isinstance(message.data, bytes) else message.data.encode())
             except Problem as problem:
-                self.send({"type": "error", "error": render.problem(problem)})
+                self.send({"type": "error", "error": render.problem(problem), **self._blamed})
                 await asyncio.sleep(0)
                 await self.close(4400, problem.code.encode())
                 return
@@ -257,9 +258,9 @@ class Connection:
         """A refusal names the group, so that the client blames no operation for it."""
         try:
             await self._join(frame)
-        except Problem as problem:
-            self.send({"type": "error", "group": frame.group, "error": render.problem(problem)})
-            self._start_close(4400, problem.code.encode())
+        except Problem:
+            self._blamed = {"group": frame.group}
+            raise
 
     async def _join(self, frame: wire.SubscribeFrame) -> None:
         before = self.subscriptions.pop(frame.group, None)

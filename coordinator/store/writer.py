@@ -77,7 +77,7 @@ class Writer:
 
     async def call(self, fn: Fn, command: Any, *, weight: int = 0, essential: bool = True) -> Any:
         """One command; gives its result or raises its `Problem`. Durable when it returns (P3)."""
-        result = (await asyncio.shield(self.submit(((fn, command),), weight=weight, essential=essential)))[0]
+        result = (await self.submit(((fn, command),), weight=weight, essential=essential))[0]
         if isinstance(result, Problem):
             raise result
         return result
@@ -102,7 +102,7 @@ class Writer:
     async def outside(self, action: Callable[[], Any]) -> Any:
         """Run an action of the backend on the writer thread, between two groups (checkpoint, backup)."""
         call: Any = (OUTSIDE, action)
-        result = (await asyncio.shield(self.submit((call,))))[0]
+        result = (await self.submit((call,)))[0]
         if isinstance(result, Problem):
             raise result
         return result
