@@ -22,11 +22,8 @@ from .stream import Streams, StreamWay
 class SystemRandom:
     """Chance for jitter only; nothing is decided by it."""
 
-    def __init__(self) -> None:
-        self._random = random.Random()
-
     def random(self) -> float:
-        return self._random.random()
+        return random.random()
 
 
 class CheckStore:

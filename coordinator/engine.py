@@ -48,6 +48,9 @@ class Names:
 class Engine:
     """Open it in a running loop. Raises StartError when the file cannot be had."""
 
+    writer_type = Writer
+    """Where groups run: a thread of its own. The simulation runs the same groups as steps of its loop."""
+
     def __init__(self, settings: Settings, clock: Clock, metrics: Metrics, on_broken: Callable[[BaseException], None]) -> None:
         self.settings, self.clock, self.metrics = settings, clock, metrics
         self.env = Env(settings)
@@ -58,7 +61,7 @@ class Engine:
         self._gauges_at = -GAUGES_S
         self.on_event: dict[str, Callable[[tuple[Any, ...]], None]] = {}
         self._backend = SqliteBackend(self.path, env=self.env, synchronous=settings.storage.synchronous, now_ms=clock.now_ms())
-        self._writer = Writer(
+        self._writer = self.writer_type(
             self._backend,
             clock,
             calls_max=settings.storage.queue_commands_max,
