@@ -79,7 +79,7 @@ class Coordinator:
         await self._listen()
         for name, (seconds, tick) in ticks.all().items():
             self._tasks.append(
-                asyncio.create_task(loops.every(seconds, name, tick, self.metrics.task_done, self.clock.now_ms), name=f"halfmsg-{name}")
+                asyncio.create_task(loops.every(seconds, name, tick, self.metrics.task_done, self.engine.clock.now_ms), name=f"halfmsg-{name}")
             )
 
     async def _listen(self) -> None:

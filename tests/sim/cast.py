@@ -87,7 +87,8 @@ class SimShop(Shop):
         if self.world.marks["rows_instead_of_half"]:
             return
         with sqlite3.connect(self.path) as conn:
-            sql = "SELECT 1 FROM work w JOIN halfmsg_out o ON hex(o.tx_id) = upper(replace(w.tx, '-', '')) WHERE w.way = 'prepared' AND o.body IS NOT NULL"
+            sql = """SELECT 1 FROM work w JOIN halfmsg_out o ON hex(o.tx_id) = upper(replace(w.tx, '-', ''))
+                WHERE w.way = 'prepared' AND o.body IS NOT NULL"""
             if conn.execute(sql).fetchone():
                 self.world.mark("rows_instead_of_half")
         conn.close()

@@ -8,7 +8,7 @@ from typing import Any
 
 from halfmsg.coordinator.app import Coordinator
 from halfmsg.coordinator.engine import Engine
-from halfmsg.coordinator.store.writer import Call, Job, Writer
+from halfmsg.coordinator.store.writer import OUTSIDE, Call, Job, Writer
 
 from .seams import NODE, Node
 
@@ -48,7 +48,7 @@ class SimWriter(Writer):
         if not jobs:
             return
         try:
-            if isinstance(jobs[0].calls[0][0], object) and not callable(jobs[0].calls[0][0]):
+            if jobs[0].calls[0][0] is OUTSIDE:
                 self._run_outside(jobs[0])
             else:
                 self._run_group(jobs)
@@ -70,8 +70,8 @@ class SimWriter(Writer):
 
     async def stop(self) -> None:
         self._stopping = True
-        while self._queue:
-            await asyncio.sleep(0.001)
+        while self._queue:  # its steps are planned already
+            await asyncio.sleep(DISK_S)  # noqa: ASYNC110
         self._backend.close()
 
 

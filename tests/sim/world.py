@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import closing
 from contextvars import copy_context
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from halfmsg.coordinator import doctor
 from halfmsg.coordinator.settings import Check, Groups, Settings
@@ -286,7 +286,7 @@ class World:
         self.say(f"the coordinator's clock jumps by {step} s")
         self.mark("clock_forward" if step > 0 else "clock_back")
 
-    _FAULTS: dict[str, tuple[int, Callable[[World], None]]] = {
+    _FAULTS: ClassVar[dict[str, tuple[int, Callable[[World], None]]]] = {
         "kill_coordinator": (2, _kill_coordinator), "arm": (5, _arm), "stop_coordinator": (1, _stop_coordinator), "kill_shop": (3, _kill_shop),
         "kill_consumer": (2, _kill_consumer), "freeze": (3, _freeze), "wall": (3, _wall), "cut": (2, _cut), "slow": (2, _slow), "jump": (2, _jump),
         "checkpoint": (1, _checkpoint),
