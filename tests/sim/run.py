@@ -37,7 +37,6 @@ def play(seed: int) -> dict[str, object]:
             "virtual_s": world.loop.time(), "told": len(world.told),
         }  # fmt: skip
     finally:
-        gc.collect()
         if os.environ.get("HALFMSG_SIM_KEEP"):
             print(folder, file=sys.stderr)
         else:
@@ -53,7 +52,16 @@ def work(seeds: range) -> None:
         logging.getLogger(name).addHandler(logging.NullHandler())
     sys.unraisablehook = lambda _: None
     for seed in seeds:
-        print(json.dumps(play(seed)), flush=True)
+        if not (child := os.fork()):  # each in a process of its own: what one leaves in memory is no part of the next
+            code = 1
+            gc.disable()  # what it would end, and when, is no part of the seed
+            try:
+                print(json.dumps(play(seed)), flush=True)
+                code = 0
+            finally:
+                os._exit(code)
+        if os.waitpid(child, 0)[1]:
+            sys.exit(f"seed {seed} ended without a word")
 
 
 class Total:

@@ -113,7 +113,9 @@ class Queue:
             text = _text(function)
             if text.startswith("PRAGMA busy_timeout"):
                 self._timeout_s = int(text.rpartition("=")[2]) / 1000
-            self._finish(future, function(), None)
+                self._finish(future, [], None)  # SQLite itself would wait in real time
+            else:
+                self._finish(future, function(), None)
         except sqlite3.OperationalError as error:
             if "locked" in str(error) and self._waited_s < self._timeout_s:
                 pause_s = _Current.chance.uniform(0.001, 0.01)

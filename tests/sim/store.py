@@ -70,8 +70,8 @@ class SimWriter(Writer):
 
     async def stop(self) -> None:
         self._stopping = True
-        while self._queue:  # its steps are planned already
-            await asyncio.sleep(DISK_S)  # noqa: ASYNC110
+        while self._queue:  # noqa: ASYNC110 - its steps are planned already
+            await asyncio.sleep(DISK_S)
         self._backend.close()
 
 
