@@ -20,9 +20,12 @@ from .settings import Settings
 from .store.sqlite.backend import SqliteBackend
 from .store.sqlite.deliveries import Deliveries
 from .store.writer import Call, Fn, Writer
+from .watchdog import Watchdog
 
 T = TypeVar("T")
 GAUGES_S = 5.0
+STORAGE_ANSWERS_S = 2.0
+"""A probe must not hang where the writer does."""
 COMMAND_BYTES = 500
 """What a command weighs in the queue besides its bodies."""
 
@@ -69,8 +72,12 @@ class Engine:
             on_broken=on_broken,
         )
         self.reader = Reader(self.path, self.env)
+        self.watchdog = Watchdog(settings.stuck_s, metrics.stalled)
 
     async def open(self) -> None:
+        self.watchdog.watch_loop(asyncio.get_running_loop())
+        self.watchdog.watch("writer", self._writer.thread, self._writer.progress)
+        self.watchdog.start()
         await self.reader.open()
         await self.refresh_names()
 
@@ -78,6 +85,7 @@ class Engine:
         self.hub.close()
         await self.reader.close()
         await self._writer.stop()
+        self.watchdog.stop()
 
     # --- commands ---
 
@@ -125,10 +133,13 @@ class Engine:
         return tuple(each.topic for each in found)
 
     async def storage_answers(self) -> bool:
-        """Does the store write? An empty group is taken through the writer."""
+        """Does the store write, and soon? An empty group is taken through the writer."""
+        if "writer" in self.watchdog.stuck:
+            return False
         try:
-            await self.call(_nothing, None)
-        except Problem:
+            async with asyncio.timeout(STORAGE_ANSWERS_S):
+                await self.call(_nothing, None)
+        except (Problem, TimeoutError):
             return False
         return True
 

@@ -45,7 +45,8 @@ class Life:
             await self.must("POST", f"/v1/topics/{topic}/messages", {"data": number} | ({"key": "k"} if topic == "a" else {}))
 
     async def fetch(self, topic: str, count: int = 10, *, member: str = "m") -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = (await self.must("POST", f"/v1/groups/{topic}/fetch", {"max": count, "wait_s": 0, "member": member}))["deliveries"]
+        wanted = {"max": count, "wait_s": 0, "member": member}
+        found: list[dict[str, Any]] = (await self.must("POST", f"/v1/groups/{topic}/fetch", wanted))["deliveries"]
         return found
 
     async def fetched(self, topic: str, want: list[int], *, member: str = "m") -> list[dict[str, Any]]:
