@@ -74,8 +74,15 @@ class Life:
         await eventually(all_there, f"{want} of topic {topic}")
         assert got == want
 
+    async def drained_all(self, topic: str) -> None:
+        """Until nothing comes."""
+        while given := await self.fetch(topic):
+            await self.settle("ack", topic, *given)
+
     async def settle(self, what: str, topic: str, *given: dict[str, Any]) -> list[str]:
         """The error codes, "" for done."""
+        if not given:
+            return []
         items = [{"token": each["token"]} | ({} if what == "ack" else {"reason": "no"}) for each in given]
         results = (await self.must("POST", f"/v1/groups/{topic}/{what}", {"deliveries": items}))["results"]
         return [result.get("error", {}).get("code", "") for result in results]
