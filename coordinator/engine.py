@@ -57,6 +57,8 @@ class Engine:
         self.names = Names()
         self.path = Path(settings.store)
         self.draining = False
+        self.names_stale = False
+        """Somebody who made something was cancelled before its name was read."""
         self._gauges_at = -GAUGES_S
         self.on_event: dict[str, Callable[[tuple[Any, ...]], None]] = {}
         self._backend = SqliteBackend(self.path, env=self.env, synchronous=settings.storage.synchronous, now_ms=clock.now_ms())
@@ -92,6 +94,16 @@ class Engine:
     async def call(self, fn: Fn, command: Any) -> Any:
         """One command whose answer is awaited. Raises Problem."""
         return await self._writer.call(fn, command)
+
+    async def make(self, fn: Fn, command: Any) -> Any:
+        """A command that may bring a new name."""
+        try:
+            result = await self.call(fn, command)
+            await self.refresh_names()
+        except asyncio.CancelledError:
+            self.names_stale = True
+            raise
+        return result
 
     async def store_content(self, command: Content) -> Any:
         """Prepare or submit: the two that the door may refuse (R20)."""
@@ -181,6 +193,7 @@ class Engine:
             return topics, groups, dict(tx.all("SELECT id, name FROM source LIMIT 10000"))
 
         self.names.topics, self.names.groups, self.names.producers = await self.read(read)
+        self.names_stale = False
 
 
 def _nothing(tx: Any, now: int, command: None) -> None:

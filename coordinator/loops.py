@@ -58,6 +58,8 @@ class Ticks:
 
     async def ways(self) -> None:
         await self.checks.ways.refresh()
+        if self.engine.names_stale:
+            await self.engine.refresh_names()
         for name in self.engine.names.producers.values():
             self.engine.metrics.circuit(name, self.checks.poller.breaker_open(name))
 

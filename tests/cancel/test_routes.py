@@ -111,6 +111,21 @@ async def test_p3_handler_cancelled_at_every_await_leaves_nothing_behind(world: 
     await nothing_is_lost(world)
 
 
+async def test_what_a_cancelled_call_made_has_its_name_in_the_metrics(world: World) -> None:
+    """Else its messages would be counted as `other` until the next restart."""
+    coordinator = world.life.served.coordinator
+    calls = Calls(coordinator.engine, coordinator.checks, coordinator.streams, Gaps(coordinator.engine, coordinator.streams))
+    [route] = [route for route in ROUTES if route.call == "put_topic"]
+    [make] = ROWS["PUT", "/v1/topics/{topic}"]
+    made = set()
+    for k in (1, 2):
+        asked = await make(world)
+        reached, _ = await cancel_at(api.Http(coordinator.engine).handler(route, calls.put_topic)(request_of(route, asked)), k)
+        assert reached
+        made.add(asked.path["topic"])
+    await eventually(lambda: made <= set(coordinator.engine.names.topics.values()), "the names")
+
+
 @pytest.mark.parametrize("face", ["_metrics", "_ready"])
 async def test_p3_probe_cancelled_at_every_await_leaves_nothing_behind(world: World, face: str) -> None:
     """A scraper that gives up."""

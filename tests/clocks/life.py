@@ -138,6 +138,7 @@ async def living(folder: Path, clock: WildClock) -> AsyncIterator[Life]:
             await life.make()
             producer = asyncio.create_task(life.answer())
             await eventually(lambda: coordinator.streams.of_producer(PRODUCER), "the hello")
+            await life.must("GET", "/v1/info")  # the producer's stream has taken the session's first connection
             yield life
             producer.cancel()
             await asyncio.gather(producer, return_exceptions=True)
