@@ -1,7 +1,7 @@
-"""The coordinator in this process, on the real clock, over a file of the test."""
+"""Coordinator, client and database of a service, as the outbox's tests have them."""
 
 from __future__ import annotations
 
-from tests.clocks.conftest import folder
+from tests.outbox.conftest import client, coordinator, file, folder, no_environment
 
-__all__ = ["folder"]
+__all__ = ["client", "coordinator", "file", "folder", "no_environment"]

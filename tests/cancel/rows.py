@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from halfmsg.coordinator.ids import format_id, new_id
@@ -11,9 +12,12 @@ from tests.clocks.life import PRODUCER, Life
 
 
 class Asked(NamedTuple):
-    path: dict[str, str] = {}
+    path: Mapping[str, str] = MappingProxyType({})
     body: Any = None
     query: str = ""
+
+
+NOTHING = Asked()
 
 
 Make = Callable[["World"], Awaitable[Asked]]
@@ -71,7 +75,7 @@ class World:
         return name
 
 
-def fixed(asked: Asked = Asked()) -> Make:
+def fixed(asked: Asked = NOTHING) -> Make:
     async def make(world: World) -> Asked:
         return asked
 

@@ -42,7 +42,7 @@ def request_of(route: Route, asked: Asked) -> web.Request:
         payload.feed_data(msgspec.json.encode(asked.body))
     payload.feed_eof()
     headers = {"Content-Type": "application/json"}
-    return make_mocked_request(route.method, f"/?{asked.query}", headers, match_info=asked.path, payload=payload)
+    return make_mocked_request(route.method, f"/?{asked.query}", headers, match_info=dict(asked.path), payload=payload)
 
 
 class Watch:
