@@ -133,7 +133,7 @@ class Api:
             return None
         finally:
             connection.close()
-        return answer.status, json.loads(text) if "json" in answer.getheader("Content-Type", "") else text.decode()
+        return answer.status, json.loads(text) if text and "json" in answer.getheader("Content-Type", "") else text.decode()
 
     def must(self, method: str, path: str, body: Any = None) -> Any:
         """Raises Stuck for anything but success."""
