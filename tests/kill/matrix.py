@@ -233,7 +233,7 @@ def run(folder: Path, rounds: int, seed: int, say: Callable[[str], None], operat
 def _work(folder: Path, rounds: int, seed: int, say: Callable[[str], None], operations: Sequence[Operation]) -> list[Cell]:
     chance, done = random.Random(seed), []
     folder.mkdir()
-    with Zygote() as zygote, Answers() as answers:
+    with Zygote(folder) as zygote, Answers() as answers:
         matrix = Matrix(folder, zygote, answers)
         matrix.make_base()
         for number in range(1, rounds + 1):

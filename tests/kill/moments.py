@@ -255,7 +255,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="halfmsg-moments-"))
     print(f"seed {seed}, {given.times} of each, files in {folder}", flush=True)
     problems: list[str] = []
-    with Zygote() as zygote, Answers() as answers:
+    with Zygote(folder) as zygote, Answers() as answers:
         moments = Moments(folder, zygote, answers, seed)
         moments.prepare()
         for name in moments.all():

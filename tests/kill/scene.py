@@ -73,7 +73,7 @@ class Scene:
         arguments = ["serve", "--listen", f"{HOST}:0", "--store", str(self.store)]
         arguments += [word for name, value in (QUIET | self.settings).items() for word in ("--set", f"{name}={value}")]
         armed = {"HALFMSG_FAILPOINTS": failpoints, "HALFMSG_FAILPOINT_LOG": str(self.folder / "failpoints.log")} if failpoints else {}
-        self.pid = self.zygote.fork(arguments, self._log, armed)
+        self.pid = self.zygote.fork("halfmsg.coordinator.cli", arguments, self._log, armed)
 
     def start(self, failpoints: str = "") -> bool:
         """Start, and wait until it listens; False when a fail point killed it before. Raises Stuck for any other end."""

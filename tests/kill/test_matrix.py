@@ -68,7 +68,7 @@ def test_matrix_has_each_operation_of_the_wire() -> None:
 
 def _run(folder: Path, operation: Operation, point: str) -> list[str]:
     cell = matrix.Cell(operation, point)
-    with Zygote() as zygote, Answers() as answers:
+    with Zygote(folder) as zygote, Answers() as answers:
         one = matrix.Matrix(folder, zygote, answers)
         one.make_base()
         one.run(cell)

@@ -19,8 +19,9 @@ TIMES = {"first start": 15, "start": 6, "checkpoint": 6, "checkpoint under load"
 
 @pytest.fixture(scope="module")
 def moments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moments]:
-    with Zygote() as zygote, Answers() as answers:
-        made = Moments(tmp_path_factory.mktemp("moments"), zygote, answers, SEED)
+    folder = tmp_path_factory.mktemp("moments")
+    with Zygote(folder) as zygote, Answers() as answers:
+        made = Moments(folder, zygote, answers, SEED)
         made.prepare()
         yield made
 

@@ -1,4 +1,4 @@
-"""Coordinators by the dozen: one process imports the program once, and each coordinator is a fork of it that runs `halfmsg serve`.
+"""Processes by the dozen: one process imports the programs once, and each one that is started is a fork of it that runs a module.
 
 A fork starts in a twentieth of the time of a fresh interpreter, and is killed, stopped and waited for like any other process. The
 zygote itself opens no store. It is told by lines of JSON on its input, answers each with one, and ends what is left when its input ends.
@@ -10,10 +10,12 @@ import contextlib
 import gc
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,10 +26,11 @@ POLL_S: Final = 0.001
 class Zygote:
     """The harness's side. Use as a context: nothing that it started outlives it."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        """`folder` stands in the command line of each fork, so that they can be told from others."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("HALFMSG_")}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.kill.zygote"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=environment,
+            [sys.executable, "-m", "tests.kill.zygote", str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=environment,
             start_new_session=True,
         )  # fmt: skip
 
@@ -35,11 +38,17 @@ class Zygote:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._process.communicate(timeout=30)
 
-    def fork(self, arguments: list[str], log: Path, environment: dict[str, str]) -> int:
-        """Start `halfmsg` with these arguments; gives its pid."""
-        return int(self._ask({"do": "fork", "arguments": arguments, "log": str(log), "environment": environment}))
+    def fork(self, module: str, arguments: list[str], log: Path, environment: dict[str, str]) -> int:
+        """Start `python -m module` with these arguments; gives its pid."""
+        return int(self._ask({"do": "fork", "module": module, "arguments": arguments, "log": str(log), "environment": environment}))
+
+    def popen(self, module: str, arguments: list[str], log: Path, environment: dict[str, str]) -> Fork:
+        return Fork(self, self.fork(module, arguments, log, environment))
 
     def wait(self, pid: int, limit_s: float) -> int | None:
         """Its exit code, negative for a signal; None when it still runs after `limit_s`."""
@@ -53,6 +62,29 @@ class Zygote:
         pipe_in.write(json.dumps(order).encode() + b"\n")
         pipe_in.flush()
         return json.loads(pipe_out.readline())
+
+
+class Fork:
+    """One of them, with the face of `subprocess.Popen` as far as it is used."""
+
+    def __init__(self, zygote: Zygote, pid: int) -> None:
+        self.pid, self._zygote = pid, zygote
+
+    def poll(self) -> int | None:
+        return self._zygote.wait(self.pid, 0.0)
+
+    def wait(self, timeout: float) -> int:
+        code = self._zygote.wait(self.pid, timeout)
+        if code is None:
+            raise subprocess.TimeoutExpired("fork", timeout)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 class _Forks:
@@ -91,8 +123,6 @@ class _Forks:
 
 def _run(order: dict[str, Any]) -> None:
     """In the fork: a process of its own session, with its own log, that ends with the program's exit code."""
-    from halfmsg.coordinator.cli import main
-
     code = 70
     try:
         os.setsid()
@@ -101,10 +131,15 @@ def _run(order: dict[str, Any]) -> None:
         for ours, theirs in ((nothing, 0), (log, 1), (log, 2)):
             os.dup2(ours, theirs)
         os.environ.update(order["environment"])
+        os.chdir(Path(order["log"]).parent)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        main(order["arguments"])
+        sys.argv = [order["module"], *order["arguments"]]
+        runpy.run_module(order["module"], run_name="__main__", alter_sys=True)
+        code = 0
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -113,7 +148,9 @@ def _run(order: dict[str, Any]) -> None:
 
 def serve() -> None:
     import halfmsg.coordinator.app
-    import halfmsg.coordinator.cli.serve  # noqa: F401
+    import halfmsg.coordinator.cli.serve
+    import tests.kill.consumer
+    import tests.kill.producer  # noqa: F401
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.freeze()
