@@ -9,7 +9,7 @@ ARGS   ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo test lint fmt types cover bench kill-test kill-matrix model soak sizes states ci wheel clean
+.PHONY: help venv demo test lint fmt types cover bench kill-test kill-matrix order-test model soak sizes states ci wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ kill-test: $(STAMP)  ## kill -9 at random moments, then check the books  (CYCLES
 
 kill-matrix: $(STAMP)  ## a kill at each fail point of each operation  (ROUNDS=1 SEED=)
 	@$(PY) -m tests.kill.matrix --rounds $(or $(ROUNDS),1) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+order-test: $(STAMP)  ## ordered effects over kills, pauses and nacks  (EFFECTS=20000 SEED=)
+	@$(PY) -m tests.kill.order --effects $(or $(EFFECTS),20000) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 model: $(STAMP)  ## the protocol models and their planted bugs
 	@$(PY) -m pytest tests/model $(ARGS)

@@ -188,7 +188,7 @@ class Cast:
 
 def cast(folder: Path, seed: int, rate: float, zygote: Zygote | None = None) -> Cast:
     """The programs as they will run; nothing is started."""
-    api = Api(_free_port())
+    api = Api(free_port())
     url = f"http://{HOST}:{api.port}"
     settings = {
         "check.first_delay_s": load.FIRST_CHECK_S, "check.gap_delay_s": 0.05, "check.max_interval_s": 2, "check.question_timeout_s": 3,
@@ -222,7 +222,7 @@ def says(program: Program, what: str) -> bool:
     return path.exists() and path.read_text() == str(program.pid)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Below the ports that outgoing connections are given: while the coordinator is down, a client of its own could get its port."""
     for port in random.SystemRandom().sample(PORTS, 100):
         with socket.socket() as probe:

@@ -147,8 +147,6 @@ def _run(order: dict[str, Any]) -> None:
 
 
 def serve() -> None:
-    import halfmsg.coordinator.app
-    import halfmsg.coordinator.cli.serve
     import tests.kill.consumer
     import tests.kill.producer  # noqa: F401
 
