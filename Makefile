@@ -61,8 +61,8 @@ order-test: $(STAMP)  ## ordered effects over kills, pauses and nacks  (EFFECTS=
 model: $(STAMP)  ## the protocol models and their planted bugs
 	@$(PY) -m pytest tests/model $(ARGS)
 
-soak: $(STAMP)  ## hours of load with memory and disk watched
-	@$(PY) -m benchmarks.soak $(ARGS)
+soak: $(STAMP)  ## a steady load; memory, files, WAL and tables must not grow  (MINUTES=10 RATE=)
+	@$(PY) -m benchmarks.soak --minutes $(or $(MINUTES),10) $(if $(RATE),--rate $(RATE)) $(ARGS)
 
 sizes: $(STAMP)  ## the longest files and functions
 	@$(PY) -m tests.tidy.sizes

@@ -62,7 +62,7 @@ async def publish(given: argparse.Namespace) -> None:
     async with Client(given.url) as client, Outbox(client, given.process, f"sqlite:///{load.database(given.folder, given.process)}") as outbox:
         load.tell(given.folder, given.process, "ready")
         while (done := sum(counts.values())) < given.effects:
-            while done * len(PRODUCERS) > count_effects(given.folder) + BACKLOG_MAX:
+            while done * len(PRODUCERS) > count_effects(given.folder) + BACKLOG_MAX:  # noqa: ASYNC110 - the effects are another process's
                 await asyncio.sleep(PAUSE_S)
             counts = await _transaction(outbox, chance, counts, min(chance.randint(1, 60), given.effects - done))
         (given.folder / f"{given.process}.counts").write_text(json.dumps(counts))
@@ -101,7 +101,8 @@ def fate(chance: random.Random, delivery: Delivery) -> str:
 
 def consume(given: argparse.Namespace) -> None:
     chance = random.Random(f"{given.seed} {given.process} {time.time_ns()}")
-    consumer = Consumer(Client(given.url), GROUP, inbox=Inbox(f"sqlite:///{load.database(given.folder, GROUP)}"), lease=LEASE_S, concurrency=CONCURRENCY)
+    inbox = Inbox(f"sqlite:///{load.database(given.folder, GROUP)}")
+    consumer = Consumer(Client(given.url), GROUP, inbox=inbox, lease=LEASE_S, concurrency=CONCURRENCY)
 
     @consumer.on(TOPIC)
     def book(delivery: Delivery, conn: sqlite3.Connection) -> None:

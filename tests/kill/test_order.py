@@ -50,5 +50,5 @@ def test_judge_passes_what_is_in_order() -> None:
 def test_judge_finds(planted: list[Effect], kind: str) -> None:
     """Each kind of wrong is found where it was planted."""
     verdict = judge(planted, COMMITTED)
-    assert getattr(verdict, kind) == 1 and verdict.examples or kind == "lost"
+    assert (getattr(verdict, kind) == 1 and verdict.examples) or kind == "lost"
     assert not verdict.ok
