@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tests.kill import load
+from tests.kill import collect, load
 from tests.kill.order_work import GROUP, KEYS, LEASE_S, PRODUCERS, TOPIC, count_effects, make_database
 from tests.kill.processes import HALFMSG, HOST, Api, Program, Stuck, free_port, says, wait_for
 from tests.kill.zygote import Zygote
@@ -196,10 +196,10 @@ class Order:
         wait_for(lambda: all(says(each, "idle") for each in self.loads), 30.0, "the loads did not end")
         wait_for(lambda: not self.api.must("GET", f"/v1/groups/{GROUP}")["lag"], 30.0, "the group did not come to rest")
         report.dead = len(self.api.items(f"/v1/groups/{GROUP}/dead-letters")) + len(self.api.items(f"/v1/topics/{TOPIC}/dead-letters"))
-        report.problems += [f"doctor: {item['name']}" for item in self.api.must("GET", "/v1/doctor")["items"] if item["ok"] is False]
         for program in (*self.members, *self.loads, self.coordinator):
             if (code := program.stop()) != 0:
                 report.problems.append(f"{program.name} ended with {code} on SIGTERM; its log is {program.log}")
+        report.problems += [f"doctor: {found.name}: {found.rows}" for found in collect.findings(load.database(self.folder, "coordinator"))]
         committed = {name: json.loads((self.folder / f"{name}.counts").read_text()) for name in PRODUCERS}
         with closing(sqlite3.connect(load.database(self.folder, GROUP), timeout=30)) as conn:
             report.effects = int(conn.execute("SELECT count(*) FROM effect").fetchone()[0])

@@ -146,6 +146,8 @@ class Harness:
 
     def _fail(self, cycle: Cycle) -> str:
         coordinator = self.cast.coordinator
+        if cycle.point == RARE:
+            self._fill_wal()  # what it leaves is checkpointed as soon as the next one has started
         self._kill(coordinator, "random moment")
         before = self._firings()
         self._start(coordinator, HALFMSG_FAILPOINTS=f"{cycle.point}@{cycle.count}", HALFMSG_FAILPOINT_LOG=str(self.fired_path))
@@ -161,9 +163,7 @@ class Harness:
 
     def _provoke(self, cycle: Cycle) -> None:
         """What the load alone does too seldom."""
-        if cycle.point == RARE:
-            self._fill_wal()
-        elif cycle.point == LEASE:
+        if cycle.point == LEASE:
             time.sleep(SETTLE_S)
             self._zombie(cycle)
         elif cycle.point == GAP:
@@ -269,6 +269,8 @@ class Harness:
         for program in reversed(self.cast.all):
             if (code := program.stop()) != 0:
                 report.problems.append(f"{program.name} ended with {code} on SIGTERM; its log is {program.log}")
+        for finding in collect.findings(load.database(folder, "coordinator")):
+            self.book.add("finding", name=finding.name, rows=list(finding.rows), process="doctor")
         report.problems += [f"odd: {error}" for error in collect.told(folder, self.book)]
         report.messages = collect.truth(folder, self.book)
         report.effects = collect.effects(folder, self.book)
