@@ -10,7 +10,7 @@ ARGS   ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo test lint fmt types cover bench kill-test model sim soak sizes states ci wheel clean
+.PHONY: help venv demo test lint fmt types cover bench kill-test model sim soak sizes states ci wheel clean kill-matrix order-test
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,14 +53,20 @@ bench: $(STAMP)  ## figures of this machine
 kill-test: $(STAMP)  ## kill -9 at random moments, then check the books  (CYCLES=300 SEED=)
 	@$(PY) -m tests.kill.run --cycles $(CYCLES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
+kill-matrix: $(STAMP)  ## a kill at each fail point of each operation  (ROUNDS=1 SEED=)
+	@$(PY) -m tests.kill.matrix --rounds $(or $(ROUNDS),1) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+order-test: $(STAMP)  ## ordered effects over kills, pauses and nacks  (EFFECTS=20000 SEED=)
+	@$(PY) -m tests.kill.order --effects $(or $(EFFECTS),20000) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
 model: $(STAMP)  ## the protocol models and their planted bugs
 	@$(PY) -m pytest tests/model $(ARGS)
 
 sim: $(STAMP)  ## simulated worlds on virtual time  (SEEDS=300, or SEED=7 alone)
 	@$(PY) -m tests.sim.run $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),300)) $(ARGS)
 
-soak: $(STAMP)  ## hours of load with memory and disk watched
-	@$(PY) -m benchmarks.soak $(ARGS)
+soak: $(STAMP)  ## a steady load; memory, files, WAL and tables must not grow  (MINUTES=10 RATE=)
+	@$(PY) -m benchmarks.soak --minutes $(or $(MINUTES),10) $(if $(RATE),--rate $(RATE)) $(ARGS)
 
 sizes: $(STAMP)  ## the longest files and functions
 	@$(PY) -m tests.tidy.sizes

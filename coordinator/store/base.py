@@ -64,7 +64,9 @@ class Names(Protocol):
     def open_count(self, source: int) -> int:
         """How many of a producer's transactions are prepared now; kept in memory, counted once."""
 
-    def sources_with_open(self) -> list[int]: ...
+    def sources_with_undecided(self) -> list[int]:
+        """Producers with prepared or parked ones."""
+
     def group(self, name: str) -> list[Group]:
         """One for each of its topics; empty: no such group."""
 
@@ -105,11 +107,11 @@ class Transactions(Protocol):
         """Due prepared ones of a producer, moved to `until` so that nobody asks about them twice meanwhile."""
 
     def unclaim(self, source: int, now: int) -> int:
-        """At start, where one process owns the store: what the last one had claimed is due now."""
+        """At start, where one process owns the store: what the last one had claimed, prepared or parked, is due now."""
 
     def parked(self, source: int, after_n: int, limit: int) -> list[Tx]: ...
-    def due_parked(self, source: int, now: int, limit: int) -> list[Tx]:
-        """Parked ones whose time has come, by that time: those that are not due hide nobody."""
+    def claim_parked(self, source: int, now: int, until: int, limit: int) -> list[Tx]:
+        """Parked ones whose time has come, by that time, moved to `until`: those that are not due hide nobody."""
 
     def wake_parked(self, source: int, now: int) -> None:
         """All parked ones of a producer are due now."""

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..clock import Clock
 from ..errors import Problem
+from . import failpoints
 from .base import Backend, StoreBroken, StoreFull
 
 log = logging.getLogger("halfmsg.store")
@@ -170,6 +171,7 @@ class Writer:
         if self._broken is not None:
             self._fail(jobs, Problem("storage_unavailable", "the store failed and the coordinator is stopping"))
         else:
+            failpoints.during(fn for job in jobs for fn, _ in job.calls)
             events = self._attempt(jobs)
         self._answer(jobs, events, self._clock.monotonic() - started)
 

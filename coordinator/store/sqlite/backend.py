@@ -76,9 +76,14 @@ class SqliteBackend:
         return self._conn.total_changes
 
     def checkpoint(self) -> None:
-        """Bound the WAL while idle. A reader in the way is no error: the next one gets further."""
+        """Bound the WAL while idle. A reader in the way is no error, and nobody waits for it: the next checkpoint gets further."""
         failpoints.hit("checkpoint")
-        self._conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        (patience_ms,) = self._conn.execute("PRAGMA busy_timeout").fetchone()
+        self._conn.execute("PRAGMA busy_timeout = 0").fetchall()
+        try:
+            self._conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        finally:
+            self._conn.execute(f"PRAGMA busy_timeout = {int(patience_ms)}").fetchall()
 
     def close(self) -> None:
         self._conn.close()

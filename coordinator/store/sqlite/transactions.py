@@ -75,13 +75,16 @@ class Transactions(Names):
         return sorted((tx_of(row) for row in self.all(Q.tx_claim_due, until, CLAIMED, source, now, limit)), key=lambda tx: tx.n)
 
     def unclaim(self, source: int, now: int) -> int:
-        return self.run(Q.tx_unclaim, now, source, CLAIMED)
+        return self.run(Q.tx_unclaim, now, source, CLAIMED) + self.run(Q.tx_unclaim_parked, now, source, CLAIMED)
 
     def parked(self, source: int, after_n: int, limit: int) -> list[Tx]:
         return [tx_of(row) for row in self.all(Q.tx_parked_of, source, after_n, limit)]
 
-    def due_parked(self, source: int, now: int, limit: int) -> list[Tx]:
-        return [tx_of(row) for row in self.all(Q.tx_parked_due, source, now, limit)]
+    def claim_parked(self, source: int, now: int, until: int, limit: int) -> list[Tx]:
+        rows = [tx_of(row) for row in self.all(Q.tx_parked_due, source, now, limit)]
+        for row in rows:
+            self.reschedule(row, attempts=row.attempts, next_check=until, reason=CLAIMED)
+        return rows
 
     def wake_parked(self, source: int, now: int) -> None:
         self.run(Q.tx_wake_parked, now, source, now)

@@ -68,6 +68,8 @@ UPDATE tx SET next_check = ?, reason = ? WHERE n IN (SELECT n FROM tx WHERE sour
 RETURNING n, id, source, state, digest, msgs, mark, first_at, decided_at, decided_by, attempts, next_check, reason;
 -- name: tx_unclaim
 UPDATE tx SET next_check = ? WHERE source = ? AND state = 0 AND reason = ?;
+-- name: tx_unclaim_parked
+UPDATE tx SET next_check = ? WHERE source = ? AND state = 3 AND reason = ?;
 -- name: tx_parked_of
 SELECT n, id, source, state, digest, msgs, mark, first_at, decided_at, decided_by, attempts, next_check, reason FROM tx WHERE source = ? AND state = 3 AND n > ? ORDER BY n LIMIT ?;
 -- name: tx_parked_due
