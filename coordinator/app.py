@@ -23,7 +23,7 @@ from . import api, logs, loops
 from .checks import Checks
 from .clock import Clock, SystemClock
 from .engine import Engine
-from .errors import StartError
+from .errors import Problem, StartError
 from .gaps import Gaps
 from .metrics import Metrics
 from .service import verdicts
@@ -56,8 +56,12 @@ class Coordinator:
         self.engine = Engine(self.settings, self.clock, self.metrics, self._on_broken)
         try:
             await self._open()
-        except BaseException:
+        except BaseException as error:
             await self._close()
+            if isinstance(error, Problem):
+                raise StartError(f"cannot start on {self.settings.store}: {error.detail}", "Look at the disk, then start again") from error
+            if isinstance(error, sqlite3.Error):
+                raise file.refusal(self.engine.path, error) from error
             raise
 
     async def _open(self) -> None:

@@ -139,6 +139,43 @@ class Settled:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """It was refused with a code that means: nothing was stored."""
+
+    id: bytes
+
+    def wrong(self, image: Image) -> str | None:
+        return f"transaction {self.id.hex()} was refused and is stored" if self.id in image.state else None
+
+
+@dataclass(frozen=True, slots=True)
+class Undecided:
+    """Its decision was refused with a code that means: nothing was stored."""
+
+    id: bytes
+
+    def wrong(self, image: Image) -> str | None:
+        found = image.state.get(self.id)
+        return f"transaction {self.id.hex()} was refused its decision and is {found}" if found and found[1] in (COMMITTED, ROLLED_BACK) else None
+
+
+@dataclass(frozen=True, slots=True)
+class InHand:
+    """Its ack or nack was refused with a code that means: nothing was stored. The lease of these tests does not end."""
+
+    token: str
+
+    def wrong(self, image: Image) -> str | None:
+        grp, lane, lo, off, token = map(int, self.token.split("."))
+        done = image.runs.get((grp, lane, lo, token))
+        return f"settling {self.token} was refused and was done" if done is None or _bit(done, off - lo) else None
+
+
+UNKNOWN: Final = ("outcome_unknown", "internal", "")
+"""Refusals that say nothing about what is stored; `internal` is a defect, and no answer is no code."""
+
+
 def raw(id: str) -> bytes:
     return uuid.UUID(id).bytes
 
@@ -177,7 +214,7 @@ def _judge(conn: sqlite3.Connection, facts: Iterable[Fact], may_commit: dict[byt
         sound = [row[0] for row in conn.execute("PRAGMA integrity_check")]
         if sound != ["ok"]:
             return [f"integrity: {sound[:3]}"]
-        found += [f"doctor {each.name}: {each.rows[:2]}" for each in doctor.run(conn, sample=10_000) if not each.ok]
+        found += [f"doctor {each.name}: {each.rows[:2]}" for each in doctor.run(conn, sample=20) if not each.ok]
     image = Image(conn)
     found += [said for fact in facts if (said := fact.wrong(image))]
     ghost = unasked(image, may_commit)

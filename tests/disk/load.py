@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tests.disk.facts import Fact, Made, Settled, of_deliveries, of_transaction, raw
+from tests.disk.facts import UNKNOWN, Absent, Fact, InHand, Made, Settled, Undecided, of_deliveries, of_transaction, raw
 from tests.disk.responder import Responder
 from tests.disk.talk import Answer, Talk
 
@@ -49,13 +49,16 @@ class Worker:
     numbers: dict[str, int] = field(default_factory=dict)
     large: bool = False
 
-    def ask(self, method: str, path: str, body: Any, facts: Callable[[Any], list[Fact]]) -> Answer:
+    def ask(self, method: str, path: str, body: Any, facts: Callable[[Any], list[Fact]], *refused: Fact) -> Answer:
+        """`facts` makes of the answer what it promises; `refused` holds where the answer is a definite no, and nobody asks again."""
         answer = self.talk.ask(method, path, body)
         self.books.answers += 1
         if answer.ok:
             self.books.told.append((answer, facts(answer.body)))
-        else:
-            self.books.refused.append(answer)
+            return answer
+        self.books.refused.append(answer)
+        if answer.error not in UNKNOWN:
+            self.books.told.append((answer, list(refused)))
         return answer
 
     # --- what is made once ---
@@ -106,7 +109,7 @@ class Worker:
         bodies = self.bodies(count)
         content = self.content(topic, bodies, first_check_s=first_check_s)
         self.sends(content, commits=commits)
-        answer = self.ask("POST", "/v1/transactions", content, lambda view: of_transaction(view, bodies))
+        answer = self.ask("POST", "/v1/transactions", content, lambda view: of_transaction(view, bodies), Absent(raw(content["id"])))
         return content, answer, bodies
 
     def half_then(self, verb: str, topic: str) -> None:
@@ -116,7 +119,7 @@ class Worker:
         body: dict[str, Any] = {"producer": PRODUCER}
         if verb == "commit":
             body |= {"digest": answer.body["digest"], "numbers": self.number(content)}
-        self.ask("POST", f"/v1/transactions/{content['id']}/{verb}", body, lambda view: of_transaction(view, bodies))
+        self.ask("POST", f"/v1/transactions/{content['id']}/{verb}", body, lambda view: of_transaction(view, bodies), Undecided(raw(content["id"])))
 
     def submit(self, topic: str) -> None:
         bodies = self.bodies(self.chance.choice((1, 2)))
@@ -125,7 +128,7 @@ class Worker:
             if number is not None:
                 message["sequence"] = number
         self.sends(content, commits=True)
-        self.ask("POST", "/v1/transactions", content, lambda view: of_transaction(view, bodies))
+        self.ask("POST", "/v1/transactions", content, lambda view: of_transaction(view, bodies), Absent(raw(content["id"])))
 
     def batch(self) -> None:
         """Several operations in one envelope: submits, and halves that nobody decides."""
@@ -172,7 +175,7 @@ class Worker:
         def facts(answer: dict[str, Any]) -> list[Fact]:
             return [Settled(token, what) for token, item in zip(tokens, answer["results"], strict=True) if "error" not in item]
 
-        self.ask("POST", f"/v1/groups/{GROUP}/{what}", body, facts)
+        self.ask("POST", f"/v1/groups/{GROUP}/{what}", body, facts, *map(InHand, tokens))
 
 
 def step(worker: Worker) -> None:

@@ -69,6 +69,10 @@ class Running:
         if self.code is None:
             os.kill(self.pid, number)
 
+    def kill(self) -> None:
+        """Ended whatever it does; nothing where it has ended."""
+        self.signal(signal.SIGKILL)
+
     def stop(self) -> int:
         self.signal(signal.SIGTERM)
         return self.wait_end()
@@ -79,6 +83,7 @@ class Zygote:
     """Forks coordinators. Use as a context manager: leaving it ends each that still runs."""
 
     _process: subprocess.Popen[bytes] = field(init=False)
+    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
     _listener: threading.Thread = field(init=False)
     _started: list[Running] = field(default_factory=list)
     _pids: list[int] = field(default_factory=list)
@@ -133,7 +138,7 @@ class Zygote:
             "folder": str(log.parent), "log": str(log), "wal_pages": wal_pages, "synchronous": synchronous, "descriptors": descriptors,
             "plant": plant,
         }  # fmt: skip
-        with self._told:
+        with self._one_at_a_time, self._told:
             before = len(self._pids)
             stdin = self._process.stdin
             if stdin is None:

@@ -38,8 +38,10 @@ class SqliteBackend:
             raise
         try:
             file.migrate(self._conn, path, now_ms)
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, sqlite3.Error):
+                raise file.refusal(path, error) from error
             raise
         self._tx = Deliveries(self._conn, env)
 

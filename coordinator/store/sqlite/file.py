@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -41,10 +43,22 @@ def lock(path: Path) -> IO[str]:
         holder = handle.read().strip() or "another process"
         handle.close()
         raise StartError(f"{path} is in use by {holder}", "Stop that coordinator, or name another file with --store", 75) from error
-    handle.truncate(0)
-    handle.write(f"process {os.getpid()}")
-    handle.flush()
+    try:
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()}")
+        handle.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            handle.close()
+        raise StartError(f"cannot write {lock_path}: {error.strerror}", _room(error)) from error
     return handle
+
+
+FULL = "The disk is full: make room and start again; what is stored is safe"
+
+
+def _room(error: OSError) -> str:
+    return FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Look at the disk, or name another file with --store"
 
 
 def connect(path: Path, synchronous: str) -> sqlite3.Connection:
@@ -94,7 +108,7 @@ def _remedy(path: Path, error: sqlite3.Error) -> str:
     if "not a database" in text or "malformed" in text:
         return "It is no halfmsg store or is damaged; keep a copy and start with another --store"
     if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
-        return "The disk is full: make room and start again; what is stored is safe"
+        return FULL
     return f"Check that {path.parent or '.'} exists and is writable, or name another file with --store"
 
 
