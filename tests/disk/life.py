@@ -209,10 +209,10 @@ def main() -> int:
             series(zygote, Path(folder) / str(on), every(kind, on=on, step=given.step), seed, tally, kind)
             total += tally.lives
             wrong += tally.wrong
+            print("\n".join(tally.wrong), end="\n" if tally.wrong else "")
             print(f"  {kind:8} {'from n on' if on else 'the n-th':9} {tally.calls.get(kind, 0):4} calls, {tally.lives} lives: {tally.no_start} did not start, "
                   f"{tally.stopped} stopped, {tally.went_on} went on; refused {dict(tally.refused)}; {len(tally.wrong)} wrong; "
                   f"{time.monotonic() - started:.0f} s", flush=True)  # fmt: skip
-    print("\n".join(wrong))
     print(f"{total} lives, {len(wrong)} wrong, {time.monotonic() - started:.0f} s")
     return 1 if wrong else 0
 
