@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import platform
 import sqlite3
@@ -147,7 +148,7 @@ class Calls:
 
     async def put_topic(self, req: Any) -> Answer:
         topic, made = await self.engine.call(topics.put, parse.topic(_name(req.path["topic"]), req.body))
-        await self.engine.refresh_names()
+        await self.engine.names_changed()
         return (201 if made else 200), render.topic(topic)
 
     async def delete_topic(self, req: Any) -> Answer:
@@ -214,8 +215,17 @@ class Calls:
     async def put_group(self, req: Any) -> Answer:
         wanted = parse.group(_name(req.path["group"]), req.body)
         _, made = await self.engine.call(groups.put, wanted)
-        await self.engine.refresh_names()
-        return (201 if made else 200), (await self.get_group(req))[1]
+        await self.engine.names_changed()
+        return (201 if made else 200), await self._stored_group(req)
+
+    async def _stored_group(self, req: Any) -> Any:
+        """The group after a change, which is stored: a read that fails now is no word about that."""
+        try:
+            return (await self.get_group(req))[1]
+        except Problem as problem:
+            if problem.code != "storage_unavailable":
+                raise
+            raise Problem("outcome_unknown", f"the change was stored, and cannot be read back: {problem.detail}") from problem
 
     async def delete_group(self, req: Any) -> Answer:
         await self.engine.call(groups.remove, Removal(req.path["group"], _reason(req.query)))
@@ -242,11 +252,11 @@ class Calls:
 
     async def pause(self, req: Any) -> Answer:
         await self.engine.call(groups.pause, groups.Pause(req.path["group"], True))
-        return await self.get_group(req)
+        return 200, await self._stored_group(req)
 
     async def resume(self, req: Any) -> Answer:
         await self.engine.call(groups.pause, groups.Pause(req.path["group"], False))
-        return await self.get_group(req)
+        return 200, await self._stored_group(req)
 
     async def dead_letters(self, req: Any) -> Answer:
         after, limit = _int(req.query, "cursor", 0), _limit(req.query)
@@ -284,8 +294,9 @@ class Calls:
             self.checks.check_url(req.body.check_url)
         wanted = producers.ProducerWanted(_name(req.path["producer"]), req.body.check_url, req.body.dialect, os.urandom)
         source, made = await self.engine.call(producers.put, wanted)
-        await self.engine.refresh_names()
-        await self.checks.ways.refresh()
+        await self.engine.names_changed()
+        with contextlib.suppress(Problem):  # the answer has the secret, once; the ways are read again each second
+            await self.checks.ways.refresh()
         return (201 if made else 200), render.producer(source, {"secret": source.secret} if made else None)
 
     async def delete_producer(self, req: Any) -> Answer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -159,6 +160,11 @@ class Engine:
         for topic in woken:
             self.hub.wake(topic)
         self.metrics.on_events(events, self.names)
+
+    async def names_changed(self) -> None:
+        """One was made. What cannot be read now is read after the next one: names are for metrics alone."""
+        with contextlib.suppress(Problem):
+            await self.refresh_names()
 
     async def refresh_names(self) -> None:
         """Names are few; read them again after one was made."""

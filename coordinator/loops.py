@@ -22,19 +22,23 @@ CHECKPOINT_WAL_BYTES = 32 * 1024 * 1024
 BACKLOG_HYSTERESIS = 0.9
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 NO_DESCRIPTORS_S = 10.0
-"""Seconds between two log lines about it."""
+TOLD_AGAIN_MS = 10_000
+"""Between two log lines about the same."""
 
 
 async def every(
     seconds: float, name: str, tick: Callable[[], Awaitable[object]], done: Callable[[str, int], None], now_ms: Callable[[], int]
 ) -> None:
-    """Run `tick` for ever; `done(name)` after each success."""
+    """Run `tick` for ever; `done(name)` after each success. A refusal that stays, as of a full disk, is told once in a while."""
+    told: tuple[str, int] = ("", 0)
     while True:
         try:
             await tick()
             done(name, now_ms())
+            told = ("", 0)
         except Problem as problem:
-            if problem.code not in ("draining", "overloaded"):
+            if problem.code not in ("draining", "overloaded") and (problem.code != told[0] or now_ms() - told[1] >= TOLD_AGAIN_MS):
+                told = (problem.code, now_ms())
                 log.warning("%s: %s", name, problem)
         except Exception:
             log.exception("%s failed; it is tried again", name)

@@ -42,8 +42,8 @@ KINDS: Final = {
 }
 
 
-FATAL: Final = ("outcome_unknown", "storage_unavailable", "")
-"""Whoever is told one of these is told that the coordinator stops: it must, by itself."""
+FATAL: Final = ("outcome_unknown", "storage_unavailable")
+"""Whoever is told one of these of a write, or nothing at all, is told that the coordinator stops: it must, by itself."""
 
 
 @dataclass(slots=True)
@@ -160,7 +160,9 @@ class Tally:
             self.wrong.append(f"{end.fault} (on {end.fired or 'nothing'}, exit {end.code}, {dict(end.refused)}): {'; '.join(end.wrong[:4])}")
 
 
-def series(zygote: Zygote, folder: Path, plan: Iterator[tuple[int, list[Fault]]], seed: int, tally: Tally, kind: str, plant: str = "checkpoints") -> None:
+def series(
+    zygote: Zygote, folder: Path, plan: Iterator[tuple[int, list[Fault]]], seed: int, tally: Tally, kind: str, plant: str = "checkpoints"
+) -> None:
     """Lives by the plan, `AT_ONCE` at a time, until all faults of one number came after the last call of their kind."""
     numbers = itertools.count()
     waiting: dict[Future[End], int] = {}
@@ -210,8 +212,8 @@ def main() -> int:
             total += tally.lives
             wrong += tally.wrong
             print("\n".join(tally.wrong), end="\n" if tally.wrong else "")
-            print(f"  {kind:8} {'from n on' if on else 'the n-th':9} {tally.calls.get(kind, 0):4} calls, {tally.lives} lives: {tally.no_start} did not start, "
-                  f"{tally.stopped} stopped, {tally.went_on} went on; refused {dict(tally.refused)}; {len(tally.wrong)} wrong; "
+            print(f"  {kind:8} {'from n on' if on else 'the n-th':9} {tally.calls.get(kind, 0):4} calls, {tally.lives} lives: "
+                  f"{tally.no_start} did not start, {tally.stopped} stopped, {tally.went_on} went on; refused {dict(tally.refused)}; {len(tally.wrong)} wrong; "
                   f"{time.monotonic() - started:.0f} s", flush=True)  # fmt: skip
     print(f"{total} lives, {len(wrong)} wrong, {time.monotonic() - started:.0f} s")
     return 1 if wrong else 0

@@ -18,6 +18,8 @@ class Answer:
     nth: int
     status: int
     body: Any
+    content_type: str = ""
+    retry_after: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -61,7 +63,9 @@ class Talk:
         got = self._connection.getresponse()
         text = got.read()
         nth, self._nth = self._nth, self._nth + 1
-        return Answer(self._port, nth, got.status, json.loads(text) if "json" in got.getheader("Content-Type", "") and text else text.decode())
+        content_type = got.getheader("Content-Type", "")
+        body = json.loads(text) if "json" in content_type and text else text.decode()
+        return Answer(self._port, nth, got.status, body, content_type, got.getheader("Retry-After"))
 
     def close(self) -> None:
         if self._connection is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import resource
 import socket
 from pathlib import Path
@@ -93,7 +94,8 @@ async def _is_served(one: Running, session: aiohttp.ClientSession, ws: aiohttp.C
         await say(ws, {"type": "ops", "n": rounds, "ops": [{"op": "prepare", **half(1_000 + rounds)}]})
         assert "ok" in (await heard(ws))["results"][0]
         assert (await ask(session, one.port, "GET", f"/v1/transactions/{1_000 + rounds:032x}"))[1]["state"] == "prepared"
-        await eventually(lambda until=loop.time() + 0.1: loop.time() > until, "the next look")  # type: ignore[misc]
+        beat = loop.time() + 0.1
+        await eventually(functools.partial(lambda until: loop.time() > until, beat), "the next look")
     used = (sum(process.cpu_times()[:2]) - used) / took
     said = one.said().splitlines()[lines:]
     assert rounds > 5

@@ -2,7 +2,8 @@
 
 Starting an interpreter costs most of a second, a fork a hundredth of one; with thousands of starts that is the difference. What runs in
 the fork is `halfmsg serve` itself: the command line, its settings, its exit code. A line of JSON in: {args, env, folder, log,
-wal_pages, synchronous, descriptors, plant}; a line out: {pid}, and when it ends {ended, code}. Nothing is opened, and no thread runs, before the fork.
+wal_pages, synchronous, descriptors, plant}; a line out: {pid}, and when it ends {ended, code}. Nothing is opened, and no thread runs,
+before the fork.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import json
 import os
 import select
 import signal
-import sys
 from typing import Any
 
 
