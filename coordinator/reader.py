@@ -7,7 +7,6 @@ here; the verbs of the store are synchronous, and writing each read twice would 
 from __future__ import annotations
 
 import asyncio
-import logging
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +17,6 @@ from .errors import Problem
 from .store.sqlite import file
 from .store.sqlite.backend import meaning
 from .store.sqlite.deliveries import Deliveries
-
-log = logging.getLogger("halfmsg.store")
 
 T = TypeVar("T")
 
@@ -46,7 +43,6 @@ class Reader:
             found = meaning(error)
             if found is error:
                 raise
-            log.error("the store cannot be read: %s", found)
             raise Problem("storage_unavailable", f"the store cannot be read: {found}") from error
         finally:
             self._end_snapshot()

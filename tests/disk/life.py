@@ -27,7 +27,7 @@ from tests.disk.load import ORDERED, PLAIN, Books, Worker
 from tests.disk.processes import Running, Stuck, Zygote
 from tests.disk.responder import Responder
 from tests.disk.shim import Fault
-from tests.disk.talk import Talk
+from tests.disk.talk import Answer, Talk
 
 WAL_PAGES: Final = 30
 AT_ONCE: Final = 3
@@ -40,10 +40,6 @@ KINDS: Final = {
     "unlink": (errno.EIO,),
     "read": (errno.EIO, 0),
 }
-
-
-FATAL: Final = ("outcome_unknown", "storage_unavailable")
-"""Whoever is told one of these of a write, or nothing at all, is told that the coordinator stops: it must, by itself."""
 
 
 @dataclass(slots=True)
@@ -89,10 +85,9 @@ def run(zygote: Zygote, folder: Path, fault: Fault, seed: int, plant: str = "che
         if one.wait_up():
             end.started = True
             books = _lived(one, seed)
-        failed = any(answer.error in FATAL for answer in books.refused)
-        end.code = one.wait_end() if failed or not end.started else one.stop()
+        end.code = one.wait_end() if not end.started or any(map(_is_fatal, books.refused)) else one.stop()
     except Stuck as stuck:
-        end.wrong.append(f"stuck: {stuck}")
+        end.wrong.append(f"stuck after {[(answer.status, answer.body) for answer in books.refused]}: {stuck}")
         return end
     finally:
         one.kill()
@@ -103,6 +98,11 @@ def run(zygote: Zygote, folder: Path, fault: Fault, seed: int, plant: str = "che
     end.wrong += power.judge(store, [fact for _, told in books.told for fact in told], books.may_commit)
     shutil.rmtree(folder)
     return end
+
+
+def _is_fatal(answer: Answer) -> bool:
+    """Whoever is told this of a write, or nothing at all, is told that the coordinator stops: it must, by itself. A read may fail alone."""
+    return answer.status == 0 or (answer.error in ("outcome_unknown", "storage_unavailable") and "cannot be read" not in answer.body["detail"])
 
 
 def _lived(one: Running, seed: int) -> Books:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -62,8 +63,16 @@ class Running:
         return found is not None
 
     def wait_end(self, limit_s: float = STOP_S) -> int:
-        wait_for(lambda: self.code is not None, limit_s, lambda: f"no end of {self.pid}:\n{self.said()}")
+        wait_for(lambda: self.code is not None, limit_s, lambda: f"no end of {self.pid}:\n{self._where()}")
         return self.code if self.code is not None else 0
+
+    def _where(self) -> str:
+        """Its log, with the stacks of its threads."""
+        size = len(self.said())
+        self.signal(signal.SIGUSR1)
+        with contextlib.suppress(Stuck):
+            wait_for(lambda: len(self.said()) > size, 1.0, str)
+        return self.said()
 
     def signal(self, number: signal.Signals) -> None:
         if self.code is None:
@@ -114,6 +123,7 @@ class Zygote:
             with self._told:
                 if "pid" in what:
                     self._pids.append(what["pid"])
+                    self._ended.pop(what["pid"], None)  # numbers come round
                 else:
                     self._ended[what["ended"]] = what["code"]
                     for one in self._started:

@@ -9,6 +9,7 @@ before the fork.
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import json
 import os
 import select
@@ -76,6 +77,7 @@ def _become(order: dict[str, Any], mine: tuple[int, int]) -> None:
         os.dup2(fd, own)
     for fd in (*mine, log, nothing):
         os.close(fd)
+    faulthandler.register(signal.SIGUSR1)  # whoever waits in vain for an end may ask where it hangs
     os.environ.update(order["env"])
     os.chdir(order["folder"])
     file.WAL_PAGES = order["wal_pages"]
