@@ -4,12 +4,13 @@ VENV   ?= .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 CYCLES ?= 300
+IMAGES ?= 50000
 SEED   ?=
 ARGS   ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo test lint fmt types cover bench kill-test model soak sizes states ci wheel clean
+.PHONY: help venv demo test lint fmt types cover bench kill-test power-test io-test model soak sizes states ci wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +52,12 @@ bench: $(STAMP)  ## figures of this machine
 
 kill-test: $(STAMP)  ## kill -9 at random moments, then check the books  (CYCLES=300 SEED=)
 	@$(PY) -m tests.kill.run --cycles $(CYCLES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+power-test: $(STAMP)  ## disks as power cuts would leave them, each opened and judged  (IMAGES=50000 SEED=)
+	@$(PY) -m tests.disk.power --images $(IMAGES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+io-test: $(STAMP)  ## the n-th call on the store's files fails, for every kind and n  (ARGS="--step 5")
+	@$(PY) -m tests.disk.life $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 model: $(STAMP)  ## the protocol models and their planted bugs
 	@$(PY) -m pytest tests/model $(ARGS)

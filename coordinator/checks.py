@@ -28,6 +28,7 @@ class SystemRandom:
     def random(self) -> float:
         return self._random.random()
 
+
 NOT_APPLIED = ("storage_full", "storage_unavailable", "outcome_unknown")
 """Answers of the store to a ruling that are no answer about its transaction."""
 

@@ -195,10 +195,20 @@ def in_turn(kind: str) -> Iterator[tuple[int, list[Fault]]]:
         yield n, [Fault(kind, n, KINDS[kind][n % len(KINDS[kind])])]
 
 
+def _line(kind: str, mode: str, tally: Tally, seconds: float) -> str:
+    which = "from n on" if mode == "on" else "the n-th"
+    ends = f"{tally.no_start} did not start, {tally.stopped} stopped, {tally.went_on} went on"
+    calls = tally.calls.get(kind, 0)
+    return (
+        f"  {kind:8} {which:9} {calls:4} calls, {tally.lives} lives: {ends}; refused {dict(tally.refused)}; {len(tally.wrong)} wrong; {seconds:.0f} s"
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--modes", default="once,on", help="only the n-th call fails, or it and all later ones")
     parser.add_argument("--step", type=int, default=1, help="only each so-manieth n")
     given = parser.parse_args()
     seed = given.seed if given.seed is not None else random.SystemRandom().randrange(1_000_000)
@@ -206,15 +216,13 @@ def main() -> int:
     started, total = time.monotonic(), 0
     wrong: list[str] = []
     with tempfile.TemporaryDirectory(prefix="halfmsg-io-", dir=power.memory()) as folder, Zygote() as zygote:
-        for kind, on in itertools.product(given.kinds.split(","), (False, True)):
-            tally = Tally()
-            series(zygote, Path(folder) / str(on), every(kind, on=on, step=given.step), seed, tally, kind)
+        for kind, mode in itertools.product(given.kinds.split(","), given.modes.split(",")):
+            tally, on = Tally(), mode == "on"
+            series(zygote, Path(folder) / mode, every(kind, on=on, step=given.step), seed, tally, kind)
             total += tally.lives
             wrong += tally.wrong
             print("\n".join(tally.wrong), end="\n" if tally.wrong else "")
-            print(f"  {kind:8} {'from n on' if on else 'the n-th':9} {tally.calls.get(kind, 0):4} calls, {tally.lives} lives: "
-                  f"{tally.no_start} did not start, {tally.stopped} stopped, {tally.went_on} went on; refused {dict(tally.refused)}; {len(tally.wrong)} wrong; "
-                  f"{time.monotonic() - started:.0f} s", flush=True)  # fmt: skip
+            print(_line(kind, mode, tally, time.monotonic() - started), flush=True)
     print(f"{total} lives, {len(wrong)} wrong, {time.monotonic() - started:.0f} s")
     return 1 if wrong else 0
 
