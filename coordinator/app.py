@@ -65,8 +65,6 @@ class Coordinator:
             await self._close()
             if isinstance(error, Problem):
                 raise StartError(f"cannot start on {self.settings.store}: {error.detail}", "Look at the disk, then start again") from error
-            if isinstance(error, sqlite3.Error):
-                raise file.refusal(self.engine.path, error) from error
             raise
 
     async def _open(self) -> None:

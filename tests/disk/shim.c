@@ -144,7 +144,7 @@ static ssize_t write_any(int fd, const void *data, size_t bytes, off64_t at, int
     pthread_mutex_lock(&mutex);
     if (append) at = lseek64(fd, 0, SEEK_CUR);
     int failing = fails(WRITE, of), short_write = failing && !fault_errno;
-    if (short_write) bytes /= 2;
+    if (short_write && bytes > 1) bytes /= 2; /* some progress: no disk takes nothing for ever without an error */
     if ((!failing || short_write) && !is_full(of, fd, at + (off64_t)bytes)) {
         n = append ? real_write(fd, data, bytes) : real_pwrite64(fd, data, bytes, at);
         if (n > 0) put(WRITE, of, 0, (uint64_t)at, data, (size_t)n);

@@ -41,7 +41,7 @@ class SqliteBackend:
             file.migrate(self._conn, path, now_ms)
         except BaseException as error:
             self.close()
-            if isinstance(error, sqlite3.Error):
+            if isinstance(error, sqlite3.Error) and meaning(error) is not error:  # else a defect of the migration, with its traceback
                 raise file.refusal(path, error) from error
             raise
         self._tx = Deliveries(self._conn, env)
