@@ -200,21 +200,19 @@ def unasked(image: Image, may_commit: dict[bytes, bool]) -> str | None:
     return None
 
 
-def judge(conn: sqlite3.Connection, facts: Iterable[Fact], may_commit: dict[bytes, bool], *, facts_only: bool = False) -> list[str]:
+def judge(conn: sqlite3.Connection, facts: Iterable[Fact], may_commit: dict[bytes, bool]) -> list[str]:
     """Everything that is wrong with this file: damage, invariants, broken promises."""
     try:
-        return _judge(conn, facts, may_commit, facts_only)
+        return _judge(conn, facts, may_commit)
     except sqlite3.DatabaseError as error:
         return [f"integrity: {error}"]
 
 
-def _judge(conn: sqlite3.Connection, facts: Iterable[Fact], may_commit: dict[bytes, bool], facts_only: bool) -> list[str]:
-    found = []
-    if not facts_only:
-        sound = [row[0] for row in conn.execute("PRAGMA integrity_check")]
-        if sound != ["ok"]:
-            return [f"integrity: {sound[:3]}"]
-        found += [f"doctor {each.name}: {each.rows[:2]}" for each in doctor.run(conn, sample=20) if not each.ok]
+def _judge(conn: sqlite3.Connection, facts: Iterable[Fact], may_commit: dict[bytes, bool]) -> list[str]:
+    sound = [row[0] for row in conn.execute("PRAGMA integrity_check")]
+    if sound != ["ok"]:
+        return [f"integrity: {sound[:3]}"]
+    found = [f"doctor {each.name}: {each.rows[:2]}" for each in doctor.run(conn, sample=20) if not each.ok]
     image = Image(conn)
     found += [said for fact in facts if (said := fact.wrong(image))]
     ghost = unasked(image, may_commit)

@@ -32,8 +32,6 @@ class Desk:
     one: Running
     worker: Worker
     switch: Path
-    before: list[facts.Fact]
-    may_commit: dict[bytes, bool]
 
     def full(self, file: str = "") -> None:
         """`file`: w the log alone, d the file alone, nothing: all of them."""
@@ -80,8 +78,7 @@ class Desk:
         self.worker.talk.close()
         assert self.one.stop() == 0
         books = self.worker.books
-        told = [*self.before, *(fact for _, known in books.told for fact in known)]
-        assert power.judge(self.one.store, told, self.may_commit | books.may_commit) == []
+        assert power.judge(self.one.store, [fact for _, told in books.told for fact in told], books.may_commit) == []
         assert not [answer for answer in books.refused if answer.status != 507], books.refused
         assert "Traceback" not in self.one.said()
         assert len(self.one.said().splitlines()) < 60, self.one.said()
@@ -102,7 +99,10 @@ def desk(zygote: Zygote, folder: Path, *args: str, wal_pages: int = 4_000, plant
         worker.set_up()
         for _ in range(5):
             worker.submit(PLAIN)
-        yield Desk(one, worker, switch, [], {})
+        try:
+            yield Desk(one, worker, switch)
+        finally:
+            worker.talk.close()
     finally:
         one.kill()
         responder.close()

@@ -33,6 +33,7 @@ def some_writes(start: int) -> Iterator[tuple[int, list[Fault]]]:
         yield n, [Fault("write", n, errors[(start + turn) % len(errors)])]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(170)
 def test_p3_failing_fsync_gives_no_wrong_answer(zygote: Zygote, folder: Path) -> None:
     """P3: the n-th fsync fails, for every n of a life. What was acknowledged is there, what was refused is not, the file is sound, and the
@@ -44,6 +45,7 @@ def test_p3_failing_fsync_gives_no_wrong_answer(zygote: Zygote, folder: Path) ->
     assert tally.refused["outcome_unknown"] > 5
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(170)
 def test_p3_failing_write_gives_no_wrong_answer(zygote: Zygote, folder: Path) -> None:
     """The same with a write: an error, no space, or half of it done."""
@@ -53,6 +55,7 @@ def test_p3_failing_write_gives_no_wrong_answer(zygote: Zygote, folder: Path) ->
     assert tally.calls["write"] > 100 and tally.went_on > 10
 
 
+@pytest.mark.slow
 def test_failing_fsync_finds_a_commit_that_is_not_checked(zygote: Zygote, folder: Path) -> None:
     """The control: a coordinator that is deaf to errors of COMMIT is caught."""
     tally = Tally()

@@ -15,6 +15,8 @@ SEED = 20
 IMAGES = {"mixed": 500, "large": 250, "often": 250}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(170)
 @pytest.mark.parametrize("workload", IMAGES)
 def test_p3_power_cut_loses_no_answer(zygote: Zygote, folder: Path, workload: str) -> None:
     """P1, P3: whatever a power cut leaves of unsynced writes, the store opens sound, with all that was acknowledged and nothing undecided visible."""
@@ -28,6 +30,7 @@ def test_p3_power_cut_loses_no_answer(zygote: Zygote, folder: Path, workload: st
     assert set(result.ways) == set(images.WAYS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "least"),
     [({"synchronous": "NORMAL"}, (5, 0)), ({"synchronous": "OFF"}, (5, 1)), ({"plant": "answer_before_commit"}, (3, 0))],
