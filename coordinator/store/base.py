@@ -34,6 +34,9 @@ class Backend(Protocol):
     def meaning(self, error: Exception) -> Exception:
         """`StoreFull`, `StoreBroken`, or the error itself: a defect."""
 
+    def relieve(self) -> None:
+        """The disk is full: make what room can be made within what the store has already. May raise as `commit` does."""
+
     def close(self) -> None: ...
     @property
     def tx(self) -> Any:

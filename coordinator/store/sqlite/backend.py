@@ -39,8 +39,10 @@ class SqliteBackend:
             raise
         try:
             file.migrate(self._conn, path, now_ms)
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, sqlite3.Error) and meaning(error) is not error:  # else a defect of the migration, with its traceback
+                raise file.refusal(path, error) from error
             raise
         self._tx = Deliveries(self._conn, env)
 
@@ -84,6 +86,10 @@ class SqliteBackend:
             self._conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         finally:
             self._conn.execute(f"PRAGMA busy_timeout = {int(patience_ms)}").fetchall()
+
+    def relieve(self) -> None:
+        """Move what can be moved from the WAL to the file, waiting for nobody: then the next transaction writes at its beginning."""
+        self._conn.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def close(self) -> None:
         self._conn.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -41,16 +43,31 @@ def lock(path: Path) -> IO[str]:
         holder = handle.read().strip() or "another process"
         handle.close()
         raise StartError(f"{path} is in use by {holder}", "Stop that coordinator, or name another file with --store", 75) from error
-    handle.truncate(0)
-    handle.write(f"process {os.getpid()}")
-    handle.flush()
+    try:
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()}")
+        handle.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            handle.close()
+        raise StartError(f"cannot write {lock_path}: {error.strerror}", _room(error)) from error
     return handle
+
+
+FULL = "The disk is full: make room and start again; what is stored is safe"
+
+
+def _room(error: OSError) -> str:
+    return FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Look at the disk, or name another file with --store"
 
 
 def connect(path: Path, synchronous: str) -> sqlite3.Connection:
     """The one connection that writes and checkpoints. `synchronous` FULL keeps P3; it is read back, since builds differ."""
     try:
         conn = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=512)
+    except sqlite3.Error as error:
+        raise refusal(path, error) from error
+    try:
         conn.execute("PRAGMA journal_mode = WAL")
         conn.execute(f"PRAGMA synchronous = {synchronous}")
         conn.execute("PRAGMA temp_store = MEMORY")
@@ -61,9 +78,18 @@ def connect(path: Path, synchronous: str) -> sqlite3.Connection:
         conn.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
         conn.execute(f"PRAGMA journal_size_limit = {JOURNAL_BYTES_MAX}")
         _check_settings(conn, path, synchronous)
-    except sqlite3.Error as error:
-        raise StartError(f"cannot open {path}: {error}", _remedy(path, error)) from error
+    except BaseException as error:
+        conn.close()
+        if isinstance(error, sqlite3.Error):
+            raise refusal(path, error) from error
+        raise
     return conn
+
+
+def refusal(path: Path, error: sqlite3.Error) -> StartError:
+    """An error of opening, recovering or migrating, as the one line that a person gets."""
+    name = getattr(error, "sqlite_errorname", "")
+    return StartError(f"cannot open {path}: {error}{f' ({name})' if name else ''}", _remedy(path, error))
 
 
 def _check_settings(conn: sqlite3.Connection, path: Path, synchronous: str) -> None:
@@ -81,6 +107,8 @@ def _remedy(path: Path, error: sqlite3.Error) -> str:
     text = str(error)
     if "not a database" in text or "malformed" in text:
         return "It is no halfmsg store or is damaged; keep a copy and start with another --store"
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
+        return FULL
     return f"Check that {path.parent or '.'} exists and is writable, or name another file with --store"
 
 
