@@ -14,6 +14,7 @@ import sqlite3
 import sys
 from collections.abc import Mapping
 
+import msgspec
 from aiohttp import web
 
 from halfmsg import __version__
@@ -23,7 +24,7 @@ from . import api, logs, loops
 from .checks import Checks
 from .clock import Clock, SystemClock
 from .engine import Engine
-from .errors import StartError
+from .errors import Problem, StartError
 from .gaps import Gaps
 from .metrics import Metrics
 from .service import verdicts
@@ -56,6 +57,10 @@ class Coordinator:
         self.engine = Engine(self.settings, self.clock, self.metrics, self._on_broken)
         try:
             await self._open()
+        except (sqlite3.DatabaseError, msgspec.MsgspecError, Problem) as error:
+            await self._close()
+            path = self.engine.path
+            raise StartError(f"cannot read {path}: {self.broken or error}", f"Look: halfmsg doctor --store {path}. {file.instead(path)}") from error
         except BaseException:
             await self._close()
             raise

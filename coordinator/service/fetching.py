@@ -86,6 +86,8 @@ class _Handout:
         self.member = command.member or ""
         self.retries = tx.has_retries(group.id)
         self.missed: tuple[int, ...] = ()
+        self.restored_at = tx.restored().at
+        """What is older was perhaps a dead letter after the backup, named to an inbox as passed over: only a redriven one runs there (R6, W15)."""
 
     def take(self) -> list[Delivery]:
         hand: list[Delivery] = []
@@ -275,9 +277,10 @@ class _Handout:
     def _delivery(self, row: Logged, flight: Flight, missed: tuple[int, ...] | None = None) -> Delivery:
         token = Token(flight.grp, flight.lane, flight.lo, row.off, flight.token)
         source = self.tx.source_by_id(row.source) if row.source else None
+        redriven = flight.redriven or (row.seq is not None and row.mark < self.restored_at)
         return Delivery(
             row, self.topic.name, flight.lane, self.group.name, self.group.generation, flight.attempts + 1, self.now - flight.first_out, str(token),
-            flight.until, source.name if source else None, _source_text(source, row), self.missed if missed is None else missed, flight.redriven,
+            flight.until, source.name if source else None, _source_text(source, row), self.missed if missed is None else missed, redriven,
         )  # fmt: skip
 
 

@@ -124,6 +124,8 @@ class SqliteBackend:
 
 def _judge(path: Path, synchronous: str) -> tuple[PageSums, bool, int]:
     """(the page sums, are they known to be right, torn frames). Raises StartError for damage, before SQLite touches anything."""
+    if file.half_way(path).exists():
+        raise StartError(f"a restore of {path} was cut short: {file.half_way(path)} is there", f"Do it again: halfmsg restore FILE --store {path} --replace")
     if not path.exists() or path.stat().st_size == 0:
         sums.sums_path(path).unlink(missing_ok=True)
     found, wrong = file.look(path)

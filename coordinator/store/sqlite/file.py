@@ -97,6 +97,25 @@ def instead(path: Path) -> str:
     )
 
 
+def half_way(path: Path) -> Path:
+    """What `halfmsg restore` builds before it takes the place of the store."""
+    return path.with_name(path.name + ".restoring")
+
+
+def in_use(path: Path) -> bool:
+    """Has a coordinator the file? Nothing is made, and nothing kept."""
+    try:
+        handle = path.with_name(path.name + ".lock").open("rb")
+    except OSError:
+        return False
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
 def look(path: Path) -> tuple[wal.Wal, list[int] | None]:
     """(the log, pages that are not as they were written) of a store that nobody uses. No SQLite is opened: that would change the log's index."""
     if not path.exists():
@@ -134,12 +153,12 @@ def check_version(path: Path) -> None:
     except sqlite3.Error as error:
         raise StartError(f"cannot open {path}: {error}", _remedy(path, error)) from error
     try:
-        _refuse_newer(_version(conn, path), path)
+        refuse_newer(_version(conn, path), path)
     finally:
         conn.close()
 
 
-def _refuse_newer(have: int, path: Path) -> None:
+def refuse_newer(have: int, path: Path) -> None:
     newest = migrations()[-1][0]
     if have > newest:
         raise StartError(
@@ -151,7 +170,7 @@ def migrate(conn: sqlite3.Connection, path: Path, now_ms: int) -> None:
     """Bring the file to the newest schema, one transaction a step. A file newer than the code is refused and not touched."""
     known = migrations()
     have = _version(conn, path)
-    _refuse_newer(have, path)
+    refuse_newer(have, path)
     for number, name, text in known:
         if number > have:
             try:
