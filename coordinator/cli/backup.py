@@ -12,6 +12,7 @@ import click
 from .common import emit, json_option, now_ms
 from .lazy import Failure
 
+
 @click.command()
 @click.argument("target", metavar="FILE", type=click.Path(path_type=Path))
 @click.option("--store", type=click.Path(path_type=Path), envvar="HALFMSG_STORE", default="halfmsg.db", show_default=True, help="The store.")
@@ -60,10 +61,9 @@ def restore(source: Path, store: Path, replace: bool, accept_loss: bool, as_json
         click.echo(f"{done.store}  {done.rows} rows  {stands}  {done.undecided} undecided  {done.taken_back} taken back from consumers")
         if done.aside is not None:
             click.echo(f"the old store is kept: {done.aside}")
-        click.echo(
-            "What was acknowledged after that moment is not in it. Start it, then: halfmsg outbox resend URL --since "
-            f"{_time(done.backup_at or done.restored_at)} at each producer; halfmsg key ls shows numbers that are missing, halfmsg doctor what came again"
-        )
+        since = _time(done.backup_at or done.restored_at)
+        click.echo(f"What was acknowledged after that is not in it. Start it, then at each producer: halfmsg outbox resend URL --since {since}")
+        click.echo("See: halfmsg key ls (numbers that are missing), halfmsg doctor (what came again)")
     _tell(done.findings, "not everything holds; see above before you start it")
 
 

@@ -89,10 +89,9 @@ def _print_restored(restored: Item | None) -> None:
         return
     from ..clock import rfc3339
 
-    click.echo(
-        f"restored {rfc3339(restored['at'])} from a backup of {rfc3339(restored['backup_at'])}: {restored['again']} transactions of before came again, "
-        f"{restored['waiting_keys']} keys wait for a number (halfmsg key ls)"
-    )
+    at, of = rfc3339(restored["at"]), rfc3339(restored["backup_at"])
+    again, keys = restored["again"], restored["waiting_keys"]
+    click.echo(f"restored {at} from a backup of {of}: {again} transactions of before came again, {keys} keys wait for a number (halfmsg key ls)")
     for id_ in restored["again_ids"]:
         click.echo(f"     again {id_}")
 

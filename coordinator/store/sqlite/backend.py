@@ -16,6 +16,7 @@ from .sums import PageSums
 
 log = logging.getLogger("halfmsg.store")
 _FULL = {sqlite3.SQLITE_FULL}
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _BROKEN = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
 
 
@@ -84,6 +85,9 @@ class SqliteBackend:
         self._tx.forget()
 
     def meaning(self, error: Exception) -> Exception:
+        """Damage that SQLite meets ends the page sums: the next start has SQLite look at the whole file, and refuses; no loop of crashes."""
+        if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+            self._sums.give_up()
         return meaning(error)
 
     def changes(self) -> int:
@@ -125,7 +129,8 @@ class SqliteBackend:
 def _judge(path: Path, synchronous: str) -> tuple[PageSums, bool, int]:
     """(the page sums, are they known to be right, torn frames). Raises StartError for damage, before SQLite touches anything."""
     if file.half_way(path).exists():
-        raise StartError(f"a restore of {path} was cut short: {file.half_way(path)} is there", f"Do it again: halfmsg restore FILE --store {path} --replace")
+        cause = f"a restore of {path} was cut short: {file.half_way(path)} is there"
+        raise StartError(cause, f"Do it again: halfmsg restore FILE --store {path} --replace")
     if not path.exists() or path.stat().st_size == 0:
         sums.sums_path(path).unlink(missing_ok=True)
     found, wrong = file.look(path)
