@@ -290,6 +290,7 @@ class Logged(Struct, frozen=True):
     incarnation: int
     by: int
     mark: int
+    state: int
 
 
 # --- views out -------------------------------------------------------------------------------------------------------------

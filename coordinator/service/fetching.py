@@ -14,6 +14,7 @@ from ..digests import message_digest
 from ..errors import Problem
 from ..messages import Delivery, Fetch, Flight, Group, Kind, Logged, Place, Reason, Retry, Topic
 from ..policies import share
+from ..states import State
 from ..store.base import StoreTx
 from .hands import CORRUPT, TOO_MANY_MISSED, Token, give_back_lane
 from .settling import groups_of
@@ -293,7 +294,9 @@ def _source_text(source: object, row: Logged) -> str | None:
 
 
 def is_sound(topic: Topic, row: Logged) -> bool:
-    """Bytes out are bytes in (P8): the digest is computed anew from what is about to go out."""
+    """Bytes out are bytes in (P8): the digest is computed anew from what is about to go out. One that is not committed goes to nobody (P1)."""
+    if row.state != State.COMMITTED:
+        return False
     try:
         content_type, attributes, _ = decode_extra(row.extra)
         digest = message_digest(topic=topic.name, key=row.key, tag=row.tag, content_type=content_type, body=row.body, attributes=attributes)

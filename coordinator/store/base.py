@@ -22,6 +22,10 @@ class StoreBroken(Exception):
     """An I/O error: what was being written has an unknown outcome; the process stops and recovers by reopening (fsync is not asked twice)."""
 
 
+class RowDamaged(Exception):
+    """A row that decides contradicts itself: nothing is decided by it, nothing delivered, and nothing written over it."""
+
+
 class Backend(Protocol):
     """One connection's transaction life. `commit` durable means durable (P3)."""
 

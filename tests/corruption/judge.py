@@ -9,7 +9,7 @@ from typing import Any
 from msgspec import MsgspecError
 
 from halfmsg.coordinator.errors import Problem, StartError
-from halfmsg.coordinator.store.base import StoreBroken
+from halfmsg.coordinator.store.base import RowDamaged, StoreBroken
 from tests.corruption.content import KEYS, Record, Sent
 from tests.support.clock import START_MS, ManualClock
 from tests.support.factories import World
@@ -36,7 +36,7 @@ def judge(path: Path, record: Record) -> Verdict:
         return Verdict("refused", text, wrong)
     try:
         return _work(store, record)
-    except (sqlite3.Error, Problem, MsgspecError, ValueError, TypeError) as error:
+    except (sqlite3.Error, Problem, RowDamaged, MsgspecError, ValueError, TypeError) as error:
         found = store.backend.meaning(error)
         if isinstance(found, StoreBroken):
             store.close()
@@ -116,7 +116,7 @@ def _states(store: Store, record: Record) -> list[str]:
     for id, state in record.states.items():
         try:
             tx = store.tx.find(id)
-        except (sqlite3.Error, ValueError, Problem):
+        except (sqlite3.Error, ValueError, Problem, RowDamaged):
             continue  # it says so
         if tx is None:
             wrong.append(f"gone: transaction {id.hex()}")
