@@ -5,11 +5,12 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 CYCLES ?= 300
 SEED   ?=
+FLIPS  ?= 2000
 ARGS   ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo test lint fmt types cover bench kill-test model soak sizes states ci wheel clean
+.PHONY: help venv demo test lint fmt types cover bench kill-test flip-test model soak sizes states ci wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +52,9 @@ bench: $(STAMP)  ## figures of this machine
 
 kill-test: $(STAMP)  ## kill -9 at random moments, then check the books  (CYCLES=300 SEED=)
 	@$(PY) -m tests.kill.run --cycles $(CYCLES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+flip-test: $(STAMP)  ## bits flipped and ends cut in a stopped store  (FLIPS=2000 SEED=)
+	@$(PY) -m tests.corruption.flips --flips $(FLIPS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 model: $(STAMP)  ## the protocol models and their planted bugs
 	@$(PY) -m pytest tests/model $(ARGS)

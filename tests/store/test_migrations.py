@@ -78,7 +78,8 @@ def test_p3_step_killed_at_each_statement_is_whole_or_not_there(first: Path, tmp
         after = dump_file(path)
         assert [row[0] for row in after["migration"]] == [1, 2]
         if not new:
-            assert {name: len(rows) for name, rows in after.items()} == {name: len(rows) for name, rows in before.items()} | {"migration": 2, "new": 1}
+            counts = {name: len(rows) for name, rows in before.items()}
+            assert {name: len(rows) for name, rows in after.items()} == counts | {"migration": 2, "new": 1}
     assert -signal.SIGKILL in ended and ended[-1] == 0
     assert ended.count(-signal.SIGKILL) == statements
 

@@ -25,7 +25,8 @@ def tx_of(row: tuple[Any, ...]) -> Tx:
     """Raises RowDamaged where state, decision and next check contradict each other: one flipped bit of the state always makes them."""
     n, id, source, state, digest, msgs, mark, first_at, decided_at, decided_by, attempts, next_check, reason = row
     decided = state in (State.COMMITTED, State.ROLLED_BACK)
-    if state not in _STATES or {decided_at is not None, decided_by is not None, next_check is None} != {decided} or (decided and decided_by not in _BY):
+    agreed = {decided_at is not None, decided_by is not None, next_check is None} == {decided}
+    if state not in _STATES or not agreed or (decided and decided_by not in _BY):
         raise RowDamaged(f"the row of transaction number {n} is damaged (state {state!r}); look: halfmsg doctor")
     by = None if decided_by is None else By(decided_by)
     return Tx(n, id, source, State(state), digest, msgs, mark, first_at, decided_at, by, attempts, next_check, reason)
