@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from halfmsg.coordinator.doctor import check_bodies
+from halfmsg.coordinator.store.sqlite import wal
 from tests.corruption import flips
 from tests.corruption.content import copy, fill
 from tests.corruption.judge import judge
@@ -83,6 +84,23 @@ def _refused(path: Path) -> bool:
 
     log, wrong = file.look(path)
     return file.damage(path, log, wrong) is not None
+
+
+def test_p3_end_of_the_log_that_nothing_explains_is_written_down(tmp_path: Path) -> None:
+    """Without the index a damaged last commit looks like what a power cut tears: it opens, and the audit says so for ever."""
+    fill(tmp_path, 13, killed=True)
+    path = tmp_path / "halfmsg.db"
+    path.with_name("halfmsg.db-shm").unlink()
+    log = path.with_name("halfmsg.db-wal")
+    last = wal.inspect(path).committed * (wal.FRAME + 4_096) + wal.HEADER - 20
+    with log.open("r+b") as file:
+        file.seek(last)
+        file.write(b"torn")
+    assert wal.inspect(path).torn > 0
+    open_sqlite(path).close()
+    conn = sqlite3.connect(path)
+    assert "torn by a power cut, or the last commit" in conn.execute("SELECT reason FROM audit WHERE act = 'store.open'").fetchone()[0]
+    conn.close()
 
 
 def test_p8_a_process_that_stopped_over_damage_is_refused_at_the_next_start(tmp_path: Path) -> None:
