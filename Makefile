@@ -10,7 +10,7 @@ ARGS   ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo test lint fmt types cover bench kill-test flip-test model soak sizes states ci wheel clean
+.PHONY: help venv demo test lint fmt types cover bench kill-test flip-test model sim soak sizes states ci wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ flip-test: $(STAMP)  ## bits flipped and ends cut in a stopped store  (FLIPS=200
 
 model: $(STAMP)  ## the protocol models and their planted bugs
 	@$(PY) -m pytest tests/model $(ARGS)
+
+sim: $(STAMP)  ## simulated worlds on virtual time  (SEEDS=300, or SEED=7 alone)
+	@$(PY) -m tests.sim.run $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),300)) $(ARGS)
 
 soak: $(STAMP)  ## hours of load with memory and disk watched
 	@$(PY) -m benchmarks.soak $(ARGS)

@@ -43,6 +43,8 @@ GC_THRESHOLDS = (20_000, 20, 50)
 class Coordinator:
     """One running coordinator. `start` raises StartError with nothing left behind; `stop` is graceful and may be called once."""
 
+    engine_type = Engine
+
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         self.settings = settings
         self.clock = clock or SystemClock()
@@ -54,7 +56,7 @@ class Coordinator:
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
-        self.engine = Engine(self.settings, self.clock, self.metrics, self._on_broken)
+        self.engine = self.engine_type(self.settings, self.clock, self.metrics, self._on_broken)
         try:
             await self._open()
         except (sqlite3.DatabaseError, msgspec.MsgspecError, Problem) as error:
@@ -82,7 +84,7 @@ class Coordinator:
         await self._listen()
         for name, (seconds, tick) in ticks.all().items():
             self._tasks.append(
-                asyncio.create_task(loops.every(seconds, name, tick, self.metrics.task_done, self.clock.now_ms), name=f"halfmsg-{name}")
+                asyncio.create_task(loops.every(seconds, name, tick, self.metrics.task_done, self.engine.clock.now_ms), name=f"halfmsg-{name}")
             )
 
     async def _listen(self) -> None:

@@ -211,8 +211,8 @@ def _begin_again(part: Path, source: Path, backup_at: int, now_ms: int) -> tuple
         file.migrate(conn, part, now_ms)
         tx = Deliveries(conn, Env(Settings()))
         conn.execute("BEGIN IMMEDIATE")
-        tx.now = now_ms
-        begun = restoring.begin_again(tx, now_ms, restoring.BeginAgain(backup_at, source.name))
+        tx.now = now = max(now_ms, tx.counter("now"))  # never back (R19)
+        begun = restoring.begin_again(tx, now, restoring.BeginAgain(backup_at, source.name))
         tx.flush()
         conn.execute("COMMIT")
         tables = [row[0] for row in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()]

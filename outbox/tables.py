@@ -54,7 +54,7 @@ _SQL: Final = {
     " AND NOT EXISTS (SELECT 1 FROM {p}out o WHERE o.tx_id = {p}tx.id AND o.body IS NULL) RETURNING id",
     "bodiless": "SELECT id FROM {p}tx WHERE verdict = 1 AND unsent IS NULL AND mark >= ?"
     " AND EXISTS (SELECT 1 FROM {p}out o WHERE o.tx_id = {p}tx.id AND o.body IS NULL) ORDER BY mark, id LIMIT ?",
-    "claim_lane": "UPDATE {p}lane SET owner = ?, until = ? WHERE lane = ? AND (owner IS NULL OR owner = ? OR until < ?) RETURNING lane",
+    "claim_lane": "UPDATE {p}lane SET owner = ?, until = ? WHERE lane = ? AND (owner IS NULL OR owner = ? OR until < ? OR until > ?) RETURNING lane",
     "free_lanes": "UPDATE {p}lane SET owner = NULL WHERE owner = ?",
     "inbox_put": "INSERT INTO {p}inbox (grp, generation, msg, at) VALUES (?, ?, ?, ?) ON CONFLICT (grp, generation, msg) DO NOTHING RETURNING 1",
     "key_put": "INSERT INTO {p}key (grp, generation, source, topic, okey, last) VALUES (?, ?, ?, ?, ?, 0) ON CONFLICT DO NOTHING",

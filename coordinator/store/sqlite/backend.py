@@ -11,6 +11,7 @@ from ...errors import StartError
 from .. import failpoints
 from ..base import StoreBroken, StoreFull
 from . import file, sums
+from .base import Q
 from .deliveries import Deliveries
 from .sums import PageSums
 
@@ -66,8 +67,13 @@ class SqliteBackend:
     def tx(self) -> Deliveries:
         return self._tx
 
+    def newest_ms(self) -> int:
+        """The newest time that anything was stored at; 0 in an empty store."""
+        return int(self._conn.execute(Q.counter_get, ("now",)).fetchone()[0])
+
     def begin(self) -> None:
         self._conn.execute("BEGIN IMMEDIATE")
+        self._tx.changes_before = self._conn.total_changes
         failpoints.hit("begun")
 
     def commit(self) -> None:

@@ -259,3 +259,5 @@ SELECT v FROM counter WHERE name = ?;
 INSERT INTO counter (name, v) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET v = excluded.v;
 -- name: counter_set
 UPDATE counter SET v = ? WHERE name = ?;
+-- name: counter_raise
+UPDATE counter SET v = max(v, ?) WHERE name = ?;
