@@ -329,7 +329,8 @@ class Calls:
 
     async def doctor(self, req: Any) -> Answer:
         findings = await self.engine.read(lambda tx: doctor.run(tx.conn, steps_max=DOCTOR_STEPS_MAX))
-        return 200, {"items": [msgspec.to_builtins(finding) for finding in findings]}
+        restored = await self.engine.read(lambda tx: doctor.restored(tx.conn))
+        return 200, {"items": [msgspec.to_builtins(finding) for finding in findings], "restored": restored}
 
 
 def _history(life: looking.Life) -> list[wire.HistoryEntry]:

@@ -15,6 +15,7 @@ import sqlite3
 import sys
 from collections.abc import Mapping
 
+import msgspec
 from aiohttp import web
 
 from halfmsg import __version__
@@ -63,8 +64,9 @@ class Coordinator:
             await self._open()
         except BaseException as error:
             await self._close()
-            if isinstance(error, Problem):
-                raise StartError(f"cannot start on {self.settings.store}: {error.detail}", "Look at the disk, then start again") from error
+            if isinstance(error, sqlite3.DatabaseError | msgspec.MsgspecError | Problem):
+                path = self.engine.path
+                raise StartError(f"cannot read {path}: {self.broken or error}", f"Look: halfmsg doctor --store {path}. {file.instead(path)}") from error
             raise
 
     async def _open(self) -> None:
