@@ -12,7 +12,7 @@ ARGS   ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo test lint fmt types cover bench kill-test model sim soak sizes states ci wheel clean kill-matrix order-test power-test io-test flip-test
+.PHONY: help venv demo test lint fmt types cover bench kill-test model sim soak prove sizes states ci wheel clean kill-matrix order-test power-test io-test flip-test
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,6 +76,18 @@ sim: $(STAMP)  ## simulated worlds on virtual time  (SEEDS=300, or SEED=7 alone)
 
 soak: $(STAMP)  ## a steady load; memory, files, WAL and tables must not grow  (MINUTES=10 RATE=)
 	@$(PY) -m benchmarks.soak --minutes $(or $(MINUTES),10) $(if $(RATE),--rate $(RATE)) $(ARGS)
+
+prove: $(STAMP)  ## all proofs at full length, one after the other: many hours
+	@$(MAKE) --no-print-directory model
+	@$(MAKE) --no-print-directory mutants
+	@$(MAKE) --no-print-directory kill-matrix ROUNDS=20
+	@$(MAKE) --no-print-directory power-test IMAGES=50000
+	@$(MAKE) --no-print-directory io-test
+	@$(MAKE) --no-print-directory flip-test FLIPS=2000
+	@$(MAKE) --no-print-directory order-test EFFECTS=1000000
+	@$(MAKE) --no-print-directory sim SEEDS=20000
+	@$(MAKE) --no-print-directory kill-test CYCLES=3000
+	@$(MAKE) --no-print-directory soak MINUTES=120
 
 sizes: $(STAMP)  ## the longest files and functions
 	@$(PY) -m tests.tidy.sizes

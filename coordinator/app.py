@@ -66,7 +66,8 @@ class Coordinator:
             await self._close()
             if isinstance(error, sqlite3.DatabaseError | msgspec.MsgspecError | Problem):
                 path = self.engine.path
-                raise StartError(f"cannot read {path}: {self.broken or error}", f"Look: halfmsg doctor --store {path}. {file.instead(path)}") from error
+                remedy = f"Look: halfmsg doctor --store {path}. {file.instead(path)}"
+                raise StartError(f"cannot read {path}: {self.broken or error}", remedy) from error
             raise
 
     async def _open(self) -> None:

@@ -24,6 +24,8 @@ class Crash(BaseException):
 
 
 class SimWriter(Writer):
+    thread = 0
+
     def _start(self) -> None:
         node = NODE.get()
         if node is None:

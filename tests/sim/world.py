@@ -81,7 +81,15 @@ class World:
         context = copy_context()
         context.run(NODE.set, node)
         self.say(f"{name} starts")
-        node.tasks.append(context.run(self.loop.create_task, self._mains[name]()))
+        task = context.run(self.loop.create_task, self._mains[name]())
+        task.add_done_callback(lambda task: self._ended(name, task), context=context)
+        node.tasks.append(task)
+
+    def _ended(self, name: str, task: asyncio.Task[None]) -> None:
+        """No main ends by itself but the coordinator's, and that in good order."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self.wrong(f"{name} ended with {error!r}")
 
     def crash(self, name: str) -> None:
         node = self.nodes[name]
@@ -112,7 +120,7 @@ class World:
 
     async def _coordinate(self) -> None:
         settings = Settings(
-            listen="127.0.0.1:7610", store=str(self.store), drain_s=5.0,
+            listen="127.0.0.1:7610", store=str(self.store), drain_s=5.0, stuck_s=1e6,
             check=Check(first_delay_s=load.FIRST_CHECK_S, question_timeout_s=2.0, max_interval_s=4.0),
             group=Groups(lease_s=load.LEASE_S, backoff_first_s=0.1, backoff_max_s=0.5),
         )  # fmt: skip
