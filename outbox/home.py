@@ -69,8 +69,11 @@ class Home:
 
     async def give(self, adapter: AsyncAdapter, *, broken: bool = False) -> None:
         """Back to the idle ones. One on which something was cut off is closed: its state is not known (R1)."""
-        if not broken:
-            broken = await self._is_dirty(adapter)
+        try:
+            broken = broken or await self._is_dirty(adapter)
+        except BaseException:
+            await adapter.close()
+            raise
         idle = self._idle.get(asyncio.get_running_loop())
         if broken or idle is None or len(idle) >= IDLE_MAX:  # None: closed meanwhile, under a check-back that was being answered
             await adapter.close()
@@ -100,11 +103,11 @@ class Home:
         if self.dialect == "sqlite":
             import aiosqlite
 
-            from .adapters.aiosqlite import AiosqliteAdapter
+            from .adapters.aiosqlite import AiosqliteAdapter, opened
 
             opening = aiosqlite.connect(self._path, isolation_level=None, timeout=BUSY_TIMEOUT_S)
             opening._thread.daemon = True  # an idle connection must not keep a process from its end
-            adapter = AiosqliteAdapter(await opening)
+            adapter = AiosqliteAdapter(await opened(opening))
             try:
                 await run_async(one(Sql("PRAGMA synchronous = FULL")), adapter)
                 if not self._installed:
@@ -125,8 +128,12 @@ class Home:
     async def aclose(self) -> None:
         """Close the idle connections of this loop."""
         idle = self._idle.pop(asyncio.get_running_loop(), deque())
-        while idle:
-            await idle.pop().close()
+        try:
+            while idle:
+                await idle.pop().close()
+        finally:  # cancelled at one of them: the others all the same
+            while idle:
+                await idle.pop().close()
 
     # --- sync ---
 

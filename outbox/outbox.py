@@ -262,17 +262,18 @@ class Outbox:
     async def __aenter__(self) -> Outbox:
         if self.is_open:
             raise UsageError("already_open", "this Outbox is open already; one block a process is enough")
-        await self._load_source()
-        source = self._source or b""
-        self._relay = Relay(self.client, self.name, self._home, source)
         self._stop = asyncio.Event()
         try:
+            await self._load_source()
+            self._relay = Relay(self.client, self.name, self._home, self._source or b"")
             await self.client.attach(self)
             await self._learn()
         except BaseException:  # cancelled: nothing of a half-opened outbox stays
             self._relay = None
-            await self.client.detach(self)
-            await self._home.aclose()
+            try:
+                await self.client.detach(self)
+            finally:
+                await self._home.aclose()
             raise
         self._tasks = [asyncio.create_task(self._relay.run(self._stop)), asyncio.create_task(self._learn_for_ever())]
         return self

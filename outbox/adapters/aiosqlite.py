@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import Any, Literal, TypeVar
 
 import aiosqlite
@@ -29,6 +29,21 @@ async def finished(work: Coroutine[Any, Any, T]) -> T:
         if not task.cancelled():
             task.exception()  # seen, so that it is no warning; the cancellation is what the caller hears
         raise
+
+
+async def opened(opening: aiosqlite.Connection) -> aiosqlite.Connection:
+    """The open connection; cancelled meanwhile, it is closed, as nobody else knows of it."""
+    task = asyncio.ensure_future(_awaited(opening))
+    try:
+        return await finished(_awaited(task))
+    except asyncio.CancelledError:
+        if not task.cancelled() and task.exception() is None:
+            await finished(opening.close())
+        raise
+
+
+async def _awaited(work: Awaitable[T]) -> T:
+    return await work
 
 
 class AiosqliteAdapter:
@@ -65,7 +80,7 @@ class AiosqliteAdapter:
             await cursor.close()
 
     async def close(self) -> None:
-        await self.conn.close()
+        await finished(self.conn.close())
 
 
 def adapter(on: Any) -> AiosqliteAdapter:
