@@ -4,12 +4,13 @@ VENV   ?= .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 CYCLES ?= 300
+JOBS   ?= logical
 SEED   ?=
 ARGS   ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo test lint fmt types cover bench kill-test kill-matrix order-test model soak sizes states ci wheel clean
+.PHONY: help venv demo test lint fmt types cover bench kill-test kill-matrix order-test model sim soak sizes states ci wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,8 +28,8 @@ venv: $(STAMP)  ## make .venv and install everything at the pinned versions
 demo: $(STAMP)  ## two services, kills, and books that balance  (ARGS="--keep")
 	@$(VENV)/bin/halfmsg demo $(ARGS)
 
-test: $(STAMP)  ## the tests  (ARGS="-k fence")
-	@$(PY) -m pytest $(ARGS)
+test: $(STAMP)  ## the tests, on all cores  (ARGS="-k fence", JOBS=0 for one after the other)
+	@$(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: $(STAMP)  ## ruff check
 	@$(PY) -m ruff check .
@@ -60,6 +61,9 @@ order-test: $(STAMP)  ## ordered effects over kills, pauses and nacks  (EFFECTS=
 
 model: $(STAMP)  ## the protocol models and their planted bugs
 	@$(PY) -m pytest tests/model $(ARGS)
+
+sim: $(STAMP)  ## simulated worlds on virtual time  (SEEDS=300, or SEED=7 alone)
+	@$(PY) -m tests.sim.run $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),300)) $(ARGS)
 
 soak: $(STAMP)  ## a steady load; memory, files, WAL and tables must not grow  (MINUTES=10 RATE=)
 	@$(PY) -m benchmarks.soak --minutes $(or $(MINUTES),10) $(if $(RATE),--rate $(RATE)) $(ARGS)

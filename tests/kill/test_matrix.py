@@ -20,7 +20,7 @@ SEED = 11
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)  # about 50 s on two idle cores: 2 starts a cell
+@pytest.mark.timeout(900)  # about 50 s on two idle cores: 2 starts a cell
 def test_p3_killed_at_each_fail_point_of_each_operation(tmp_path: Path) -> None:
     """P3, P4: a kill leaves the whole operation or nothing of it, and said again it ends in the right state; every cell has fired."""
     lines: list[str] = []
