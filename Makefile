@@ -5,12 +5,14 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 CYCLES ?= 300
 JOBS   ?= logical
+IMAGES ?= 50000
 SEED   ?=
+FLIPS  ?= 2000
 ARGS   ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo test lint fmt types cover bench kill-test kill-matrix order-test model sim soak sizes states ci wheel clean
+.PHONY: help venv demo test lint fmt types cover bench kill-test model sim soak sizes states ci wheel clean kill-matrix order-test power-test io-test flip-test
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +60,13 @@ kill-matrix: $(STAMP)  ## a kill at each fail point of each operation  (ROUNDS=1
 
 order-test: $(STAMP)  ## ordered effects over kills, pauses and nacks  (EFFECTS=20000 SEED=)
 	@$(PY) -m tests.kill.order --effects $(or $(EFFECTS),20000) $(if $(SEED),--seed $(SEED)) $(ARGS)
+power-test: $(STAMP)  ## disks as power cuts would leave them, each opened and judged  (IMAGES=50000 SEED=)
+	@$(PY) -m tests.disk.power --images $(IMAGES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+io-test: $(STAMP)  ## the n-th call on the store's files fails, for every kind and n  (ARGS="--step 5")
+	@$(PY) -m tests.disk.life $(if $(SEED),--seed $(SEED)) $(ARGS)
+flip-test: $(STAMP)  ## bits flipped and ends cut in a stopped store  (FLIPS=2000 SEED=)
+	@$(PY) -m tests.corruption.flips --flips $(FLIPS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 model: $(STAMP)  ## the protocol models and their planted bugs
 	@$(PY) -m pytest tests/model $(ARGS)

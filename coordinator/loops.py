@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import shutil
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from .checks import Checks
 from .engine import Engine
@@ -18,22 +20,50 @@ log = logging.getLogger("halfmsg.loops")
 
 CHECKPOINT_WAL_BYTES = 32 * 1024 * 1024
 BACKLOG_HYSTERESIS = 0.9
+LAG_TIMER_S = 0.25
+NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+NO_DESCRIPTORS_S = 10.0
+TOLD_AGAIN_MS = 10_000
+"""Between two log lines about the same."""
 
 
 async def every(
     seconds: float, name: str, tick: Callable[[], Awaitable[object]], done: Callable[[str, int], None], now_ms: Callable[[], int]
 ) -> None:
-    """Run `tick` for ever; `done(name)` after each success."""
+    """Run `tick` for ever; `done(name)` after each success. A refusal that stays, as of a full disk, is told once in a while."""
+    told: tuple[str, int] = ("", 0)
     while True:
         try:
             await tick()
             done(name, now_ms())
+            told = ("", 0)
         except Problem as problem:
-            if problem.code not in ("draining", "overloaded"):
+            if problem.code not in ("draining", "overloaded") and (problem.code != told[0] or now_ms() - told[1] >= TOLD_AGAIN_MS):
+                told = (problem.code, now_ms())
                 log.warning("%s: %s", name, problem)
         except Exception:
             log.exception("%s failed; it is tried again", name)
         await asyncio.sleep(seconds)
+
+
+class NoDescriptors:
+    """An exception handler of the loop: a connection that cannot be accepted for want of descriptors is one log line in a while.
+
+    asyncio tries again each second and reports every place of the listening queue by itself, with a traceback: a thousand lines a
+    second, written by the loop that has others to serve. Newcomers wait in the kernel's queue meanwhile, and nobody is disconnected.
+    """
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._told_at: float | None = None
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not (isinstance(error, OSError) and error.errno in NO_DESCRIPTORS and "accept" in str(context.get("message"))):
+            loop.default_exception_handler(context)
+        elif self._told_at is None or self._monotonic() - self._told_at >= NO_DESCRIPTORS_S:
+            self._told_at = self._monotonic()
+            log.error("no connection can be accepted: %s; raise the limit of open files (ulimit -n), or use fewer connections", error.strerror)
 
 
 class Ticks:
@@ -57,6 +87,8 @@ class Ticks:
 
     async def ways(self) -> None:
         await self.checks.ways.refresh()
+        if self.engine.names_stale:
+            await self.engine.refresh_names()
         for name in self.engine.names.producers.values():
             self.engine.metrics.circuit(name, self.checks.poller.breaker_open(name))
 
@@ -84,9 +116,11 @@ class Ticks:
             await self.engine.checkpoint()
 
     async def loop_lag(self) -> None:
+        """One timer after the other, so that no time is unwatched: whenever the loop is blocked, one of them is late."""
         started = self.engine.clock.monotonic()
-        await asyncio.sleep(0.05)
-        self.engine.metrics.loop_lag(max(0.0, self.engine.clock.monotonic() - started - 0.05))
+        await asyncio.sleep(LAG_TIMER_S)
+        self.engine.metrics.loop_lag(max(0.0, self.engine.clock.monotonic() - started - LAG_TIMER_S))
+        self.engine.metrics.clock_ahead(self.engine.clock.ahead_s())
 
     def all(self) -> dict[str, tuple[float, Callable[[], Awaitable[object]]]]:
         """name: (seconds between two passes, the pass)."""
@@ -98,5 +132,5 @@ class Ticks:
             "gaps": (0.5, self.gaps_of.tick),
             "capacity": (1.0, self.capacity),
             "checkpoint": (5.0, self.checkpoint),
-            "loop_lag": (1.0, self.loop_lag),
+            "loop_lag": (0.0, self.loop_lag),
         }
