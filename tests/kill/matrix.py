@@ -28,7 +28,7 @@ from typing import Final, LiteralString
 from halfmsg.coordinator.store import failpoints
 from tests.kill.operations import GROUP_POINTS, OPERATIONS, WHY_NOT, Operation, base
 from tests.kill.processes import Stuck
-from tests.kill.scene import Answers, Rows, Scene, difference
+from tests.kill.scene import STORE, Answers, Rows, Scene, difference
 from tests.kill.zygote import Zygote
 
 FIRE_S: Final = 15.0
@@ -202,6 +202,7 @@ def _without(rows: Rows, tables: Sequence[str]) -> Rows:
 def _age(scene: Scene, sql: LiteralString) -> None:
     with closing(sqlite3.connect(scene.store)) as conn, conn:
         conn.execute(sql)
+    scene.store.with_name(f"{STORE}-sums").unlink(missing_ok=True)  # another writer's pages have none
 
 
 def _must_end(scene: Scene, point: str) -> None:

@@ -343,12 +343,13 @@ OPERATIONS: Final = (
     Operation("long poll", "groups.get", (), ask("POST", "/v1/groups/on-notes/fetch", {"wait_s": 0.1}), writes=False),
     Operation("readiness", "engine._nothing", (), ask("GET", "/readyz"), writes=False),
     # outside of transactions
-    Operation("checkpoint", "", ("checkpoint",), None, grow_wal, in_groups=False, writes=False),
+    Operation("checkpoint", "", ("checkpoint", "checkpointed"), None, grow_wal, in_groups=False, writes=False),
 )  # fmt: skip
 
 NOT_OPERATIONS: Final = {
     "transactions.show": "a part of park, and it reads only",
     "release.drain": "a part of submit, commit, verdict and drain_tick",
+    "restoring.begin_again": "restore does it on a file of its own, which no coordinator has yet",
 }
 """Functions of the service that have the form of a transaction function and are never given to the writer."""
 

@@ -116,7 +116,7 @@ class Scene:
     def copy(self, folder: Path) -> Scene:
         """The same store in another folder, as it lies; nobody may be writing to it."""
         folder.mkdir(parents=True)
-        for name in (STORE, f"{STORE}-wal"):
+        for name in (STORE, f"{STORE}-wal", f"{STORE}-sums"):
             if (self.folder / name).exists():
                 shutil.copyfile(self.folder / name, folder / name)
         return Scene(self.zygote, folder, self.settings, dict(self.facts))

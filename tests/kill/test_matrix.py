@@ -20,7 +20,7 @@ SEED = 11
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)  # about 50 s on two idle cores: 2 starts a cell
+@pytest.mark.timeout(900)  # about 50 s on two idle cores: 2 starts a cell
 def test_p3_killed_at_each_fail_point_of_each_operation(tmp_path: Path) -> None:
     """P3, P4: a kill leaves the whole operation or nothing of it, and said again it ends in the right state; every cell has fired."""
     lines: list[str] = []
@@ -33,10 +33,10 @@ def test_matrix_has_each_fail_point_for_each_operation() -> None:
     """Each pair is a cell, or is declared impossible with a reason (which the control runs show to be true)."""
     assert set(WHY_NOT) == set(failpoints.NAMES)
     passed = {point.partition("@")[0] for operation in OPERATIONS for point in operation.all_points}
-    assert passed == set(failpoints.NAMES), "a fail point that no operation passes"
+    assert passed - set(failpoints.STORE_LIFE) == set(failpoints.NAMES), "a fail point that no operation passes"
     for operation in OPERATIONS:
         own = {point.partition("@")[0] for point in operation.all_points}
-        assert own | set(matrix.impossible(operation)) == set(failpoints.NAMES)
+        assert (own | set(matrix.impossible(operation))) - set(failpoints.STORE_LIFE) == set(failpoints.NAMES)
         assert own.isdisjoint(matrix.impossible(operation))
     assert len({operation.name for operation in OPERATIONS}) == len(OPERATIONS)
 

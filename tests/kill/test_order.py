@@ -14,7 +14,7 @@ COMMITTED = {"east": {"a": 3, "b": 1}, "west": {"a": 2}}
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)  # about a minute on two idle cores
+@pytest.mark.timeout(600)  # about a minute on two idle cores
 def test_p7_ordered_effects_over_kills_pauses_and_nacks(tmp_path: Path) -> None:
     """P6, P7: each effect once, and per producer and key in the order of the local commits, whatever happens to the members."""
     lines: list[str] = []
