@@ -6,6 +6,7 @@ import http.server
 import json
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from halfmsg.checkback import signing
@@ -18,6 +19,7 @@ class Responder:
         self.verdicts: dict[str, dict[str, Any]] = {}
         self.secret = ""
         self.asked = 0
+        self.on_asked: Callable[[], object] = lambda: None
         responder = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -43,6 +45,7 @@ class Responder:
 
     def answer(self, question: dict[str, Any]) -> bytes:
         self.asked += 1
+        self.on_asked()
         found = [{"id": each["id"], **self.verdicts.get(each["id"], {"verdict": "unknown"})} for each in question["transactions"]]
         return json.dumps({"source": question.get("source"), "verdicts": found}).encode()
 

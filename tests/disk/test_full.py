@@ -175,6 +175,24 @@ def test_p9_full_altogether_it_refuses_until_there_is_room(zygote: Zygote, folde
         d.end()
 
 
+def test_p5_verdict_that_is_not_stored_is_not_told(zygote: Zygote, folder: Path) -> None:
+    """The disk is full when the producer's answer comes: whoever asked hears 507, not the verdict; with room it is asked and stored."""
+    with desk(zygote, folder, *NO_MARGIN) as d:
+        content, prepared, bodies = d.worker.prepare(PLAIN, commits=True)
+        d.worker.responder.verdicts[prepared.body["id"]] = {"verdict": "committed", "digest": prepared.body["digest"]}
+        d.worker.responder.on_asked = d.full
+        path = f"/v1/transactions/{content['id']}"
+        refused = d.worker.ask("POST", f"{path}/check", None, lambda _: [])
+        assert (refused.status, refused.error, d.worker.responder.asked) == (507, "storage_full", 1)
+        assert d.worker.ask("GET", path, None, lambda view: facts.of_transaction(view, bodies)).body["state"] == "prepared"
+        d.worker.responder.on_asked = lambda: None
+        d.room()
+        asked = d.worker.ask("POST", f"{path}/check", None, lambda _: [])
+        assert (asked.status, asked.body["items"][0]["verdict"]) == (202, "committed")
+        assert d.worker.ask("GET", path, None, lambda view: facts.of_transaction(view, bodies)).body["state"] == "committed"
+        d.end()
+
+
 # --- a real small disk -------------------------------------------------------------------------------------------------------
 
 
