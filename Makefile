@@ -6,10 +6,11 @@ STAMP  := $(VENV)/.installed
 CYCLES ?= 300
 SEED   ?=
 ARGS   ?=
+FAST   ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo test lint fmt types cover bench kill-test model soak sizes states ci wheel clean
+.PHONY: help venv demo test lint fmt types cover bench kill-test model mutants soak sizes states ci wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +55,9 @@ kill-test: $(STAMP)  ## kill -9 at random moments, then check the books  (CYCLES
 
 model: $(STAMP)  ## the protocol models and their planted bugs
 	@$(PY) -m pytest tests/model $(ARGS)
+
+mutants: $(STAMP)  ## plant each known bug in a copy; its tests must see it  (FAST=10, ARGS=NAME)
+	@$(PY) -m tests.mutants.run $(if $(FAST),--fast $(FAST)) $(ARGS)
 
 soak: $(STAMP)  ## hours of load with memory and disk watched
 	@$(PY) -m benchmarks.soak $(ARGS)

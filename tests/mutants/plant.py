@@ -120,7 +120,7 @@ def file_and_name(test: str) -> tuple[str, str]:
 
 
 @functools.cache
-def tests_in(file: Path) -> frozenset[str]:
+def names_in(file: Path) -> frozenset[str]:
     """Names of the tests that a file defines, by its text alone; a class by itself too, since hypothesis makes its test."""
     return frozenset(_names(ast.parse(file.read_text(encoding="utf-8")).body, ""))
 

@@ -353,3 +353,37 @@ async def test_p6_consumer_and_inbox_end_to_end(database: Side, client: Client, 
     await serving
     assert database.read("SELECT id FROM business ORDER BY id") == [(f"{n:02}",) for n in range(12)]
     assert last(database) == 12
+
+
+@pytest.mark.parametrize("colour", ["async", "sync"])
+async def test_p6_nothing_is_acked_before_its_handler_has_committed(database: Side, client: Client, colour: str) -> None:
+    """A handler that fails once is first told as a nack; the only ack comes with the effect."""
+    await client.put_group("h", topics=[{"topic": "u"}], backoff={"first_s": 0.01, "max_s": 0.01})
+    consumer = Consumer(client, "h", inbox=Inbox(database.url), lease=2)
+
+    def fails_first(delivery: Delivery) -> None:
+        if delivery.attempt == 1:
+            raise RuntimeError("not yet")
+
+    if colour == "async":
+
+        @consumer.on("u")
+        async def asynchronous(delivery: Delivery, conn: Any) -> None:
+            await side_insert(database, conn, delivery.id)
+            fails_first(delivery)
+
+    else:
+
+        @consumer.on("u")
+        def synchronous(delivery: Delivery, conn: Any) -> None:
+            side_insert(database, conn, delivery.id)
+            fails_first(delivery)
+
+    serving = asyncio.create_task(consumer.serve())
+    await client.send("u", 1)
+    async with asyncio.timeout(20):
+        while not consumer.counts.get("acked"):
+            await asyncio.sleep(0)
+    assert (consumer.counts["retried"], database.count("business")) == (1, 1)
+    consumer.stop()
+    await serving

@@ -13,6 +13,7 @@ import pytest_asyncio
 from halfmsg import Client, Message, Outbox, UsageError
 from halfmsg.coordinator.app import Coordinator
 from halfmsg.outbox import admin
+from halfmsg.outbox.effects import Sql
 from halfmsg.outbox.home import Home
 from halfmsg.outbox.relay import Relay, is_refusal, lane_of
 from halfmsg.txclient.errors import api_error
@@ -139,6 +140,19 @@ async def test_r23_rows_that_must_wait_hold_up_nobody_else(database: Side, make:
     assert await bodies(client, 1) == ["behind"]
 
 
+async def test_p2_transaction_that_commits_behind_the_cursor_is_handed_over(
+    database: Side, relay: Relay, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attempt keeps the mark it began with; when it commits after later ones were handed over, a later pass still finds it."""
+    monkeypatch.setattr("halfmsg.outbox.relay.SUBMITS_MAX", 2)
+    await publish(database, *(plain(None, n) for n in range(4)))
+    database.read("UPDATE halfmsg_tx SET mark = 9")
+    assert [(await relay.tick()).submitted for _ in range(2)] == [2, 2]
+    await publish(database, plain(None, "late"))
+    assert sum([(await relay.tick()).submitted for _ in range(2)]) == 1
+    assert unsent(database) == [None] * 5
+
+
 async def test_coordinator_away_costs_nothing_but_time(database: Side, make: Make) -> None:
     """No coordinator: rows wait; drain gives up at its deadline and says how many are left."""
     await publish(database, plain())
@@ -245,6 +259,15 @@ def test_fork_shares_no_connection(side: Side) -> None:
         assert tx.publish("s", "parent again", key="k").sequence == 3
     outbox._home.close_sync()
     assert side.counts() == (0, 3, 3)
+
+
+async def test_p3_connections_of_ours_wait_for_the_disk(file: Side) -> None:
+    """Fence, verdict and claim are promises: SQLite connections that the library opens, of either colour, run at FULL."""
+    async with closing(file.outbox()) as outbox:
+        adapter, blocking = await outbox._home.take(), outbox._home.take_sync()
+        assert await adapter.do(Sql("PRAGMA synchronous")) == blocking.do(Sql("PRAGMA synchronous")) == [(2,)]
+        await outbox._home.give(adapter)
+        outbox._home.give_sync(blocking)
 
 
 async def test_pool_keeps_nothing_dirty(database: Side) -> None:
