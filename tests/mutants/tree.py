@@ -115,7 +115,8 @@ class Copy:
 
 
 def _listed() -> list[str]:
-    done = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True)
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     return sorted(set(done.stdout.split("\0")) - {""})
 
 
@@ -128,8 +129,9 @@ def _environment(root: Path) -> dict[str, str]:
 def _bounded(command: list[str], folder: Path, environment: dict[str, str], timeout_s: float) -> tuple[int | None, str]:
     """(exit code, output); None: it was cut off, with all that it had started."""
     with subprocess.Popen(
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    ) as process:
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    ) as process:  # fmt: skip
         try:
             output, _ = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:

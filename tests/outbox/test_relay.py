@@ -14,6 +14,7 @@ from halfmsg import Client, Message, Outbox, UsageError
 from halfmsg.coordinator.app import Coordinator
 from halfmsg.outbox import admin
 from halfmsg.outbox.effects import Sql
+from halfmsg.outbox.fence import Attempt
 from halfmsg.outbox.home import Home
 from halfmsg.outbox.relay import Relay, is_refusal, lane_of
 from halfmsg.txclient.errors import api_error
@@ -100,6 +101,26 @@ async def test_r2_two_relays_share_the_lanes_and_may_repeat_each_other(database:
     await asyncio.gather(first.tick(), second.tick())
     assert unsent(database) == [None] * 20
     assert sorted(await bodies(client, 20)) == list(range(20))
+
+
+async def test_r5_relay_commits_a_prepared_one_with_its_digest_and_numbers(database: Side, make: Make, client: Client) -> None:
+    """One pass after the local commit it is committed by its producer's word; the check-back is not needed."""
+    async with closing(Outbox(client, "orders", database.url)) as outbox:
+        await outbox._load_source()
+        await client.attach(outbox)
+        half = outbox.prepared(plain("k"), plain("j"))
+        await client.op(half._op() | {"first_check_s": 300})
+        half._attempt = Attempt(half._attempt.id, half._attempt.mark, stored=True)
+        conn = await database.connect()
+        await database.begin(conn)
+        await settled(half.fence(conn))
+        await database.commit(conn)
+        relay = await make(client)
+        relay.remember(half._attempt.id)
+        assert (await relay.tick()).committed == 1
+        now = await client.transaction(half.id)
+        await client.detach(outbox)
+    assert (now.state, now.decided_by, [each.sequence for each in now.messages]) == ("committed", "producer", [1, 1])
 
 
 async def test_r23_refused_rows_are_set_aside_and_listed(database: Side, relay: Relay, client: Client) -> None:

@@ -383,6 +383,16 @@ def test_p5_used_up_or_too_old_is_parked_and_never_decided(world: World) -> None
     assert len(_dump(world)["message"]) == 3
 
 
+def test_p5_ruling_decides_its_own_transaction_alone(world: World) -> None:
+    """Of three of one producer the second is ruled: the first and the third stay as they were (R7)."""
+    world.topic()
+    first, second, third = (world.prepare().tx for _ in range(3))
+    assert world.ruling(second, "committed", digest=second.digest) == "committed"
+    assert [world.find(tx.id).state for tx in (first, second, third)] == [State.PREPARED, State.COMMITTED, State.PREPARED]
+    assert world.ruling(third, "rolled_back") == "rolled_back"
+    assert [world.find(tx.id).state for tx in (first, second, third)] == [State.PREPARED, State.COMMITTED, State.ROLLED_BACK]
+
+
 def test_p5_parked_is_decided_by_a_late_verdict(world: World) -> None:
     """Parked is not lost: the producer's verdict and word still decide it."""
     world.topic()
