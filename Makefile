@@ -10,7 +10,7 @@ FAST   ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo test lint fmt types cover bench kill-test model mutants soak sizes states ci wheel clean
+.PHONY: help venv demo test lint fmt types cover bench kill-test model sim mutants soak sizes states ci wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ kill-test: $(STAMP)  ## kill -9 at random moments, then check the books  (CYCLES
 
 model: $(STAMP)  ## the protocol models and their planted bugs
 	@$(PY) -m pytest tests/model $(ARGS)
+
+sim: $(STAMP)  ## simulated worlds on virtual time  (SEEDS=300, or SEED=7 alone)
+	@$(PY) -m tests.sim.run $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),300)) $(ARGS)
 
 mutants: $(STAMP)  ## plant each known bug in a copy; its tests must see it  (FAST=10, ARGS=NAME)
 	@$(PY) -m tests.mutants.run $(if $(FAST),--fast $(FAST)) $(ARGS)

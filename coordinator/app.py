@@ -42,6 +42,8 @@ GC_THRESHOLDS = (20_000, 20, 50)
 class Coordinator:
     """One running coordinator. `start` raises StartError with nothing left behind; `stop` is graceful and may be called once."""
 
+    engine_type = Engine
+
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         self.settings = settings
         self.clock = clock or SystemClock()
@@ -53,7 +55,7 @@ class Coordinator:
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
-        self.engine = Engine(self.settings, self.clock, self.metrics, self._on_broken)
+        self.engine = self.engine_type(self.settings, self.clock, self.metrics, self._on_broken)
         try:
             await self._open()
         except BaseException:
@@ -77,7 +79,7 @@ class Coordinator:
         await self._listen()
         for name, (seconds, tick) in ticks.all().items():
             self._tasks.append(
-                asyncio.create_task(loops.every(seconds, name, tick, self.metrics.task_done, self.clock.now_ms), name=f"halfmsg-{name}")
+                asyncio.create_task(loops.every(seconds, name, tick, self.metrics.task_done, self.engine.clock.now_ms), name=f"halfmsg-{name}")
             )
 
     async def _listen(self) -> None:

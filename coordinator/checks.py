@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -23,7 +24,7 @@ class SystemRandom:
     """Chance for jitter only; nothing is decided by it."""
 
     def __init__(self) -> None:
-        self._random = random.Random()
+        self._random = random.Random(os.urandom(8))
 
     def random(self) -> float:
         return self._random.random()

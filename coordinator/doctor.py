@@ -298,10 +298,11 @@ _REST: Final = (
         "counters_are_ahead", "R30",
         """SELECT c.name, c.v, s.v AS stored FROM counter c JOIN (
             SELECT 'n' AS name, max(n) AS v FROM tx UNION ALL SELECT 'token', max(token) FROM flight
-            UNION ALL SELECT 'token', max(token) FROM place UNION ALL SELECT 'n', max(m) >> 10 FROM message) s ON s.name = c.name
-        WHERE s.v > c.v UNION ALL SELECT w.name, NULL, NULL FROM (SELECT 'n' AS name UNION ALL SELECT 'token') w
+            UNION ALL SELECT 'token', max(token) FROM place UNION ALL SELECT 'n', max(m) >> 10 FROM message
+            UNION ALL SELECT 'now', max(first_at) FROM tx UNION ALL SELECT 'now', max(at) FROM log) s ON s.name = c.name
+        WHERE s.v > c.v AND NOT (c.name = 'now' AND c.v = 0) UNION ALL SELECT w.name, NULL, NULL FROM (SELECT 'n' AS name UNION ALL SELECT 'token') w
         WHERE NOT EXISTS (SELECT 1 FROM counter c WHERE c.name = w.name)""",
-        "a counter is behind what is stored: a number would be given out a second time",
+        "a counter is behind what is stored: a number would be given out a second time, or the coordinator's time would go back",
     ),
 )  # fmt: skip
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from . import gauges
-from .clock import Clock
+from .clock import Clock, SteadyClock
 from .env import Env
 from .errors import Problem
 from .hub import FALLBACK_S, Hub
@@ -46,21 +46,25 @@ class Names:
 
 
 class Engine:
-    """Open it in a running loop. Raises StartError when the file cannot be had."""
+    """Open it in a running loop. Raises StartError when the file cannot be had. `clock` is the machine's; its own is steady (R19)."""
+
+    writer_type = Writer
+    """Where groups run: a thread of its own. The simulation runs the same groups as steps of its loop."""
 
     def __init__(self, settings: Settings, clock: Clock, metrics: Metrics, on_broken: Callable[[BaseException], None]) -> None:
-        self.settings, self.clock, self.metrics = settings, clock, metrics
+        self.settings, self.metrics = settings, metrics
         self.env = Env(settings)
-        self.hub = Hub(clock)
         self.names = Names()
         self.path = Path(settings.store)
         self.draining = False
         self._gauges_at = -GAUGES_S
         self.on_event: dict[str, Callable[[tuple[Any, ...]], None]] = {}
         self._backend = SqliteBackend(self.path, env=self.env, synchronous=settings.storage.synchronous, now_ms=clock.now_ms())
-        self._writer = Writer(
+        self.clock = SteadyClock(clock, self._backend.newest_ms())
+        self.hub = Hub(self.clock)
+        self._writer = self.writer_type(
             self._backend,
-            clock,
+            self.clock,
             calls_max=settings.storage.queue_commands_max,
             bytes_max=settings.storage.queue_bytes_max,
             on_durable=self._durable,

@@ -33,20 +33,20 @@ class Waiter:
 class Hub:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._waiters: dict[int, set[Waiter]] = {}
+        self._waiters: dict[int, dict[Waiter, None]] = {}  # in the order in which they came
         self._timers: dict[tuple[int, int], asyncio.TimerHandle] = {}
 
     def register(self, topics: Iterable[int]) -> Waiter:
         waiter = Waiter(tuple(topics))
         for topic in waiter.topics:
-            self._waiters.setdefault(topic, set()).add(waiter)
+            self._waiters.setdefault(topic, {})[waiter] = None
         return waiter
 
     def unregister(self, waiter: Waiter) -> None:
         for topic in waiter.topics:
             waiters = self._waiters.get(topic)
             if waiters is not None:
-                waiters.discard(waiter)
+                waiters.pop(waiter, None)
                 if not waiters:
                     del self._waiters[topic]
 

@@ -45,7 +45,7 @@ class Streams:
 
     def __init__(self, engine: Engine, on_hello: Callable[[str], None]) -> None:
         self.engine, self.on_hello = engine, on_hello
-        self.connections: set[Connection] = set()
+        self.connections: dict[Connection, None] = {}  # in the order in which they came
         self._numbers = itertools.count(1)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -54,11 +54,11 @@ class Streams:
         ws = web.WebSocketResponse(protocols=(MSGPACK, JSON), heartbeat=HEARTBEAT_S, max_msg_size=wire.MAX_FRAME_BYTES, compress=False, autoping=True)
         await ws.prepare(request)
         connection = Connection(self, ws, next(self._numbers))
-        self.connections.add(connection)
+        self.connections[connection] = None
         try:
             await connection.run()
         finally:
-            self.connections.discard(connection)
+            self.connections.pop(connection, None)
             await connection.end()
         return ws
 

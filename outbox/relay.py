@@ -31,6 +31,8 @@ BYTES_MAX: Final = 4 * 1024 * 1024
 POLL_FIRST_S: Final = 0.01
 POLL_MAX_S: Final = 1.0
 LANE_LEASE_MS: Final = 3_000
+LANE_CLOCKS_MS: Final = 10 * LANE_LEASE_MS
+"""A claim that ends later than this was made by a host whose clock is wrong: it is no claim, else its rows would wait for that clock (P10)."""
 AGAIN: Final = frozenset(
     {"stale_mark", "no_way_to_ask", "source_frozen", "state_changed", "unauthenticated", "forbidden", "group_not_found", "not_found"}
 )
@@ -257,7 +259,7 @@ def _fates(tables: Tables, ids: Sequence[bytes]) -> Steps[list[Fate]]:
 def _claim(tables: Tables, owner: bytes, lanes: Sequence[int], now: int) -> Steps[list[int]]:
     got = []
     for lane in lanes:
-        rows = yield tables.sql("claim_lane", owner, now + LANE_LEASE_MS, lane, owner, now)
+        rows = yield tables.sql("claim_lane", owner, now + LANE_LEASE_MS, lane, owner, now, now + LANE_CLOCKS_MS)
         got += [row[0] for row in rows]
     return got
 

@@ -49,7 +49,7 @@ _SQL: Final = {
     "refused": "SELECT id, refused FROM {p}tx WHERE unsent = 2 ORDER BY mark, id LIMIT ?",
     "sent": "UPDATE {p}tx SET unsent = NULL WHERE id = ? AND unsent = 1",
     "refuse": "UPDATE {p}tx SET unsent = 2, refused = ? WHERE id = ? AND unsent = 1",
-    "claim_lane": "UPDATE {p}lane SET owner = ?, until = ? WHERE lane = ? AND (owner IS NULL OR owner = ? OR until < ?) RETURNING lane",
+    "claim_lane": "UPDATE {p}lane SET owner = ?, until = ? WHERE lane = ? AND (owner IS NULL OR owner = ? OR until < ? OR until > ?) RETURNING lane",
     "free_lanes": "UPDATE {p}lane SET owner = NULL WHERE owner = ?",
     "inbox_put": "INSERT INTO {p}inbox (grp, generation, msg, at) VALUES (?, ?, ?, ?) ON CONFLICT (grp, generation, msg) DO NOTHING RETURNING 1",
     "key_put": "INSERT INTO {p}key (grp, generation, source, topic, okey, last) VALUES (?, ?, ?, ?, ?, 0) ON CONFLICT DO NOTHING",

@@ -49,7 +49,7 @@ class Member:
         self._hand = Hand(places=places, lease_s=lease_s)
         self._settling = Settling(client, group, lease_s, self._answered)
         self._threads = ThreadPoolExecutor(places, thread_name_prefix=f"halfmsg-{group}")
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], None] = {}
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Serve until `stopping` is set or this is cancelled; then finish what runs, give back what waits, and leave."""
@@ -120,8 +120,11 @@ class Member:
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        self._running[task] = None
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.pop(task, None)
 
     async def _work(self, delivery: Delivery) -> None:
         try:

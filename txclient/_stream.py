@@ -206,7 +206,7 @@ class Stream:
         lost = _Lost(TransportError("unreachable", f"the connection to {self._url} was closed"))
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            lost = _reason(done, self._url)
+            lost = _reason([task for task in tasks if task in done], self._url)
             return lost
         finally:
             self._ws = None
@@ -331,7 +331,7 @@ class Stream:
 _CLOSE: Final = aiohttp.ClientWSTimeout(ws_close=2.0)  # type: ignore[call-arg, unused-ignore]
 
 
-def _reason(done: set[asyncio.Task[None]], url: str) -> _Lost:
+def _reason(done: Sequence[asyncio.Task[None]], url: str) -> _Lost:
     for task in done:
         error = task.exception()
         if isinstance(error, _Lost):

@@ -72,6 +72,10 @@ class Writer:
         self._stopping = False
         self._broken: BaseException | None = None
         self._now = 0
+        self._start()
+
+    def _start(self) -> None:
+        """A thread; the simulation has steps of its loop here instead."""
         self._thread = threading.Thread(target=self._work, name="halfmsg-writer", daemon=True)
         self._thread.start()
 

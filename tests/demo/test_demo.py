@@ -49,7 +49,8 @@ def test_demo_runs_on_postgresql(small_file: Path, postgres: tuple[str, str], ca
 def test_demo_that_is_kept_runs_until_it_is_interrupted(small_file: Path) -> None:
     """`--keep`: all three go on, the databases can be looked at, and Ctrl-C leaves nothing running."""
     call = f"demo.run(keep=True, seed=1, kills=0, data=Path({str(small_file)!r}))"
-    program = f"import sys; from pathlib import Path; from halfmsg.samples.order_inventory import demo; sys.exit({call})"
+    interruptible = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell's background job starts with it ignored
+    program = f"import signal, sys; {interruptible}; from pathlib import Path; from halfmsg.samples.order_inventory import demo; sys.exit({call})"
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment) as kept:
         assert kept.stdout is not None
@@ -59,11 +60,14 @@ def test_demo_that_is_kept_runs_until_it_is_interrupted(small_file: Path) -> Non
             if "Ctrl-C to stop" in line:
                 break
         children = psutil.Process(kept.pid).children(recursive=True)
-        assert len(children) == 3, "".join(printed)
-        [folder] = [Path(line.split()[1]) for line in printed if line.split()[:1] == ["Data"]]
         kept.send_signal(signal.SIGINT)
         kept.stdout.read()
-        assert kept.wait(timeout=30) == 0
+        try:
+            assert kept.wait(timeout=30) == 0
+        finally:
+            kept.kill()
+        assert len(children) == 3, "".join(printed)
+        [folder] = [Path(line.split()[1]) for line in printed if line.split()[:1] == ["Data"]]
     assert psutil.wait_procs(children, timeout=10)[1] == []
     books = checker.check(small_file, f"sqlite:///{folder / 'orders.db'}", f"sqlite:///{folder / 'inventory.db'}")
     assert books.problems == []

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from halfmsg.coordinator.settings import Settings, Storage, Streams
-from tests.support.serving import Served, eventually, heard, say, settings, started
+from tests.support.serving import DEADLINE_S, Served, eventually, heard, say, settings, started
 
 
 @asynccontextmanager
@@ -96,9 +96,9 @@ async def test_p9_slow_reader_is_closed(tmp_path: Path) -> None:
     async with standing(settings(tmp_path, stream=Streams(unsent_bytes_max=5_000))) as coordinator:
         ws = await coordinator.stream()
         await say(ws, {"type": "ops", "n": 1, "ops": [submit(n) for n in range(100)]})
-        while await heard(ws) is not None:
+        while (last := await asyncio.wait_for(ws.receive(), DEADLINE_S)).type is aiohttp.WSMsgType.TEXT:
             pass
-        assert ws.close_code == 4408
+        assert (last.type, last.data) == (aiohttp.WSMsgType.CLOSE, 4408)
         assert len(coordinator.dump()["log"]) == 100
 
 

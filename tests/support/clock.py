@@ -22,3 +22,21 @@ class ManualClock:
     def advance(self, seconds: float) -> None:
         self._now_ms += round(seconds * 1000)
         self._monotonic_ms += round(seconds * 1000)
+
+
+class WildClock(ManualClock):
+    """A wall clock that can be set apart from the monotonic one, or stand still."""
+
+    def __init__(self, now_ms: int = START_MS) -> None:
+        super().__init__(now_ms)
+        self.frozen = False
+
+    def advance(self, seconds: float) -> None:
+        before = self._now_ms
+        super().advance(seconds)
+        if self.frozen:
+            self._now_ms = before
+
+    def jump(self, seconds: float) -> None:
+        """What an operator or a time server does: the wall clock alone."""
+        self._now_ms += round(seconds * 1000)

@@ -30,8 +30,8 @@ ALLOWED: list[tuple[str, set[str], str]] = [
 ]
 """Only the four packages are bound; samples and benchmarks are programs of their own and call what they like."""
 
-SLEEPING_TESTS_ALLOWED = ("tests/support/*", "tests/kill/*", "tests/soak/*")
-"""Helpers that poll a real process with a deadline, and the harnesses that kill at a random moment. A test waits on a signal."""
+SLEEPING_TESTS_ALLOWED = ("tests/support/*", "tests/kill/*", "tests/soak/*", "tests/sim/*")
+"""Helpers that poll a real process with a deadline, the harnesses that kill at a random moment, and a world whose time is virtual."""
 
 
 def _uses(file: source.Source, names: set[str]) -> list[tuple[int, str]]:

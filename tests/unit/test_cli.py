@@ -45,7 +45,7 @@ def run(*args: str, **kwargs: Any) -> Result:
 
 
 def test_help_is_quick_and_loads_neither_server_nor_tables() -> None:
-    """A command that takes a second to say its name is not used. Best of five: the machine may be busy."""
+    """A command that takes a second to say its name is not used. Best of five, against an empty interpreter: the machine may be busy."""
     code = (
         "import sys, time; began = time.perf_counter()\n"
         "from halfmsg.coordinator.cli import cli\n"
@@ -54,13 +54,16 @@ def test_help_is_quick_and_loads_neither_server_nor_tables() -> None:
         "heavy = [name for name in ('aiohttp', 'rich', 'msgspec', 'asyncio', 'prometheus_client') if name in sys.modules]\n"
         "print('took', time.perf_counter() - began, heavy)"
     )
-    took = []
+    took, empty = [], []
     for _ in range(5):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "pass"], check=True)
+        empty.append(time.perf_counter() - began)
         began = time.perf_counter()
         done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
         took.append(time.perf_counter() - began)
         assert done.stdout.splitlines()[-1].endswith("[]"), done.stdout.splitlines()[-1]
-    assert min(took) < HELP_S_MAX
+    assert min(took) < max(HELP_S_MAX, 4 * min(empty))
 
 
 def _paths(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:

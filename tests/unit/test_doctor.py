@@ -105,7 +105,10 @@ BROKEN = {
     "ordered_lane_is_in_one_hand": ("UPDATE place SET owner = 'b' WHERE grp = 1", "UPDATE place SET owner = NULL WHERE grp = 1"),
     "dead_has_its_body": ("UPDATE dead SET m = 5121",),
     "names_exist": ("INSERT INTO place VALUES (77, 0, 0, NULL, 0, 0)", "DELETE FROM topic WHERE id = 2", "DELETE FROM okey WHERE id = 1"),
-    "counters_are_ahead": ("UPDATE counter SET v = 8 WHERE name = 'n'", "UPDATE counter SET v = 7 WHERE name = 'token'", "DELETE FROM counter"),
+    "counters_are_ahead": (
+        "UPDATE counter SET v = 8 WHERE name = 'n'", "UPDATE counter SET v = 7 WHERE name = 'token'", "DELETE FROM counter",
+        "UPDATE counter SET v = 9 WHERE name = 'now'; UPDATE tx SET first_at = 10 WHERE n = 1",
+    ),
 }  # fmt: skip
 
 

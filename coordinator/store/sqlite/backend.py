@@ -9,6 +9,7 @@ from typing import Any
 from .. import failpoints
 from ..base import StoreBroken, StoreFull
 from . import file
+from .base import Q
 from .deliveries import Deliveries
 
 _FULL = {sqlite3.SQLITE_FULL}
@@ -47,8 +48,13 @@ class SqliteBackend:
     def tx(self) -> Deliveries:
         return self._tx
 
+    def newest_ms(self) -> int:
+        """The newest time that anything was stored at; 0 in an empty store."""
+        return int(self._conn.execute(Q.counter_get, ("now",)).fetchone()[0])
+
     def begin(self) -> None:
         self._conn.execute("BEGIN IMMEDIATE")
+        self._tx.changes_before = self._conn.total_changes
         failpoints.hit("begun")
 
     def commit(self) -> None:

@@ -40,6 +40,8 @@ class Connected:
         self.memory = Memory()
         self.dirty_lanes: set[tuple[int, int]] = set()
         self.dirty_counters: set[str] = set()
+        self.changes_before = 0
+        """Of the connection, when the transaction began."""
 
     def emit(self, event: tuple[Any, ...]) -> None:
         self.events.append(event)
@@ -70,11 +72,13 @@ class Connected:
         return value
 
     def flush(self) -> None:
-        """Write what was counted in memory during the group; the last step before COMMIT."""
+        """Write what was counted in memory during the group, and the time of what changed (R19); the last step before COMMIT."""
         for key in self.dirty_lanes:
             self.run(Q.lane_set, self.memory.lane_ends[key], *key)
         for name in self.dirty_counters:
             self.run(Q.counter_set, self.memory.counters[name], name)
+        if self.conn.total_changes != self.changes_before:
+            self.run(Q.counter_raise, self.now, "now")
         self.dirty_lanes.clear()
         self.dirty_counters.clear()
 

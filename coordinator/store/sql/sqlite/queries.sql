@@ -255,3 +255,5 @@ DELETE FROM dead WHERE grp = ?;
 SELECT v FROM counter WHERE name = ?;
 -- name: counter_set
 UPDATE counter SET v = ? WHERE name = ?;
+-- name: counter_raise
+UPDATE counter SET v = max(v, ?) WHERE name = ?;

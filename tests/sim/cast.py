@@ -1,0 +1,193 @@
+"""Who plays: the producers and consumers of the kill test, as nodes of the world, and two that ask for trouble."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import aiosqlite
+
+from halfmsg import Client, Consumer, Delivery, Inbox
+from halfmsg.outbox import Fenced
+from halfmsg.txclient import ApiError, HalfmsgError
+from tests.kill import consumer as killed
+from tests.kill import load
+from tests.kill.producer import Recorder, Shop
+from tests.support import history
+
+if TYPE_CHECKING:
+    from .world import World
+
+URL = "http://127.0.0.1:7610"
+RAW = "raw"
+"""A group that fetches without an inbox and acks late: its effects prove nothing, its tokens do."""
+CANCELLED = 0.1
+WORKERS = 2
+
+
+class SimRecorder(Recorder):
+    """Keeps what was acknowledged, for the operator to look for."""
+
+    def __init__(self, url: str, book: history.Writer, told: list[str]) -> None:
+        super().__init__(url, book)
+        self.told = told
+
+    async def op(self, op: Any, *, timeout: float | None = None, retry: bool = True) -> Any:
+        answer = await super().op(op, timeout=timeout, retry=retry)
+        if isinstance(answer, dict) and "state" in answer and isinstance(answer.get("id"), str):
+            self.told.append(answer["id"])
+        return answer
+
+
+class SimShop(Shop):
+    """A producer's process; several may work on one database."""
+
+    def __init__(self, world: World, name: str, process: str, seed: int) -> None:
+        super().__init__(name, process, world.folder, URL, random.Random(seed), world.rate)
+        self.world = world
+        self.client = SimRecorder(URL, self.book, world.told)
+        self.outbox.client = self.client
+
+    async def main(self) -> None:
+        async with self.client, self.outbox:
+            await asyncio.gather(*(self._work() for _ in range(WORKERS)))
+            await asyncio.Event().wait()
+
+    async def _work(self) -> None:
+        world = self.world
+        while not world.healed:
+            await asyncio.sleep(self.chance.expovariate(self.rate / WORKERS))
+            task = asyncio.create_task(self._one())
+            if self.chance.random() < CANCELLED:
+                asyncio.get_running_loop().call_later(self.chance.uniform(0, 0.03), self._cancel, task)
+            await asyncio.wait([task])
+            if not task.cancelled() and (error := task.exception()) is not None:
+                if isinstance(error, Fenced):
+                    world.mark("late_commit_fenced")
+                self._note(error)
+
+    def _cancel(self, task: asyncio.Task[None]) -> None:
+        node = self.world.node_here()
+        if node is not None and node.is_committing():
+            self.world.mark("cancel_in_commit")
+        task.cancel()
+
+    async def _half(self, conn: aiosqlite.Connection, way: str, end: str, items: Any) -> None:
+        try:
+            await super()._half(conn, way, end, items)
+        finally:
+            await self._look(items)
+
+    async def _look(self, items: Any) -> None:
+        """Bodies in the rows of a half message: it went by rows."""
+        if self.world.marks["rows_instead_of_half"]:
+            return
+        with sqlite3.connect(self.path) as conn:
+            sql = """SELECT 1 FROM work w JOIN halfmsg_out o ON hex(o.tx_id) = upper(replace(w.tx, '-', ''))
+                WHERE w.way = 'prepared' AND o.body IS NOT NULL"""
+            if conn.execute(sql).fetchone():
+                self.world.mark("rows_instead_of_half")
+        conn.close()
+
+
+async def stock(world: World, group: str, process: str) -> None:
+    """A member of a group, with an inbox."""
+    inbox = Inbox(f"sqlite:///{load.database(world.folder, group)}")
+    consumer = Consumer(Client(URL), group, inbox=inbox, lease=load.LEASE_S, concurrency=4)
+
+    async def handle(delivery: Delivery, conn: aiosqlite.Connection) -> None:
+        what = killed.fate(group, delivery)
+        killed.before(what)
+        await conn.execute(killed.INSERT, killed.row(process, delivery))
+        if what == "slow":
+            await asyncio.sleep(load.LEASE_S * 1.3)
+        killed.after(what)
+
+    for topic in (load.ORDERED, load.PLAIN):
+        consumer.on(topic)(handle)
+    await consumer.serve()
+
+
+async def zombie(world: World, seed: int) -> None:
+    """Fetches, thinks too long, and acks, nacks or rejects all the same; also twice, and out of order."""
+    chance = random.Random(seed)
+    client = Client(URL)
+    while True:
+        try:
+            found = await client.fetch(RAW, max=chance.randrange(1, 8), wait=1.0, lease=1.0)
+            chance.shuffle(found) if chance.random() < 0.2 else None
+            if chance.random() < 0.3:
+                await asyncio.sleep(chance.uniform(0.5, 3.0))
+            for delivery in found:
+                await _settle(client, delivery, chance)
+        except HalfmsgError:
+            await asyncio.sleep(0.2)
+
+
+async def _settle(client: Client, delivery: Delivery, chance: random.Random) -> None:
+    try:
+        match chance.random():
+            case at if at < 0.15:
+                await client.nack(delivery, reason="not now", delay=0.1)
+            case at if at < 0.18:
+                await client.reject(delivery, reason="never")
+            case at if at < 0.25:
+                await client.ack([delivery, delivery])
+            case at if at < 0.28:
+                return
+            case _:
+                await client.ack([delivery])
+    except ApiError:
+        return
+
+
+async def operator(world: World, seed: int) -> None:
+    """Looks now and then for what was just acknowledged: it is there, and a decision stays (I3, I11)."""
+    chance, client, seen = random.Random(seed), Client(URL), dict[str, str]()
+    while True:
+        await asyncio.sleep(chance.uniform(0.1, 0.6))
+        if not world.told:
+            continue
+        id = world.told[-1] if chance.random() < 0.5 else chance.choice(world.told)
+        try:
+            state = (await client.transaction(id)).state
+        except ApiError as error:
+            if error.code == "transaction_not_found":
+                world.wrong(f"operator: {id} was acknowledged and is not found")
+            continue
+        except HalfmsgError:
+            continue
+        world.mark("operator_saw_it")
+        if seen.get(id, state) != state and seen[id] in ("committed", "rolled_back"):
+            world.wrong(f"operator: {id} was {seen[id]} and is {state}")
+        seen[id] = state
+        if chance.random() < 0.05 and state == "prepared":
+            await _park(client, id, world)
+
+
+async def _park(client: Client, id: str, world: World) -> None:
+    try:
+        await client._link().http.call("POST", f"/v1/transactions/{id}/park", {"reason": "an operator's mistake"}, timeout_s=2.0)
+        world.mark("parked")
+    except HalfmsgError:
+        return
+
+
+class GapEar(logging.Handler):
+    """The coordinator says who holds a missing number in its log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world: World | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.world is not None and getattr(record, "holder", "nobody") != "nobody":
+            self.world.mark("gap_question_answered")
+
+
+def database_of(folder: Path, name: str) -> Path:
+    return load.database(folder, name)

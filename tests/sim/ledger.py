@@ -1,0 +1,111 @@
+"""What became durable at the coordinator, group by group in the order of its commits, judged as it happens; and which rare paths were met.
+
+It reads commands and answers, never the coordinator's tables, and has its own words for what may not be.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+DECIDED = (1, 2)
+Spot = tuple[str, ...]
+"""Group, lane and offset of one delivery."""
+
+
+def spot_of(token: str) -> tuple[Spot, str]:
+    grp, lane, lo, off, number = token.split(".")
+    return (grp, lane, off), f"{lo}.{number}"
+
+
+class Ledger:
+    """`wrong` are broken promises, a line each; `marks` counts what was met."""
+
+    def __init__(self, max_attempts: int) -> None:
+        self._max_attempts = max_attempts
+        self.wrong: list[str] = []
+        self.marks: Counter[str] = Counter()
+        self.refused: set[Spot] = set()
+        self._states: dict[bytes, int] = {}
+        self._handed: dict[Spot, str] = {}
+        self._done: set[Spot] = set()
+
+    def durable(self, name: str, command: Any, result: Any) -> None:
+        """One command of a group that is committed, and its answer, whether or not it ever reached anybody."""
+        reader = getattr(self, f"_on_{name}", None)
+        if reader is not None:
+            reader(command, result)
+
+    def _on_store_content(self, command: Any, result: Any) -> None:
+        if not hasattr(result, "tx"):
+            return
+        known = self._states.get(result.tx.id)
+        if known is not None and not result.created:
+            self.marks["repeated_content"] += 1
+            if not command.submit and known in DECIDED:
+                self.marks["late_prepare"] += 1
+        self._see(result)
+
+    def _on_decide(self, command: Any, result: Any) -> None:
+        if hasattr(result, "tx"):
+            if result.tx.decided_by is not None and int(result.tx.decided_by) == 2:
+                self.marks["commit_against_check_back"] += 1
+            self._see(result)
+        else:
+            self.marks["decision_refused"] += 1
+
+    def _see(self, view: Any) -> None:
+        """I3: a decision never changes."""
+        state, before = int(view.tx.state), self._states.get(view.tx.id)
+        if before in DECIDED and state != before:
+            self.wrong.append(f"decision changed: {view.tx.id.hex()} was {before} and is {state}")
+        self._states[view.tx.id] = state
+
+    def _on_apply_ruling(self, command: Any, result: Any) -> None:
+        self.marks[f"verdict_{command.verdict}"] += 1
+        if result == "ignored":
+            self.marks["check_back_against_commit"] += 1
+
+    def _on_fetch(self, command: Any, result: Any) -> None:
+        if not isinstance(result, list):
+            return
+        for delivery in result:
+            spot, hand = spot_of(delivery.token)
+            if spot in self._done:
+                self.wrong.append(f"handed out again after its ack: {spot} of {delivery.group}")
+            if spot in self._handed:
+                self.marks["redelivered"] += 1
+            if delivery.attempt > self._max_attempts:
+                self.wrong.append(f"attempt {delivery.attempt} of {spot}, at most {self._max_attempts}")
+            if delivery.missed:
+                self.marks["missed_named"] += 1
+            self._handed[spot] = hand
+
+    def _on_settle(self, command: Any, result: Any) -> None:
+        if not isinstance(result, list):
+            return
+        for item, answer in zip(command.items, result, strict=True):
+            if item.token.count(".") != 4:
+                continue
+            spot, hand = spot_of(item.token)
+            if answer.error is not None:
+                self.marks[f"settle_{answer.error[0]}"] += 1
+                self.refused.add(spot)
+                continue
+            if self._handed.get(spot) != hand:
+                self.wrong.append(f"stale token taken: {item.what} of {spot} with {hand}, handed out last as {self._handed.get(spot)}")
+            if spot in self._done:
+                self.wrong.append(f"settled again after its ack: {spot}")
+            self.marks[f"settled_{item.what}"] += 1
+            if item.what == "ack":
+                self._done.add(spot)
+            if answer.given_back:
+                self.marks["given_back"] += 1
+
+    def _on_expire_tick(self, command: Any, result: Any) -> None:
+        if isinstance(result, int) and result:
+            self.marks["lease_ended"] += result
+
+    def _on_drain_tick(self, command: Any, result: Any) -> None:
+        if isinstance(result, int) and result:
+            self.marks["drained_later"] += 1

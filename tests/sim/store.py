@@ -1,0 +1,83 @@
+"""The coordinator's writer as steps of the loop: the same groups, at a moment of the seed's choosing, and a crash in their middle."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from halfmsg.coordinator.app import Coordinator
+from halfmsg.coordinator.engine import Engine
+from halfmsg.coordinator.store.writer import OUTSIDE, Call, Job, Writer
+
+from .seams import NODE, Node
+
+DISK_S = 0.0015
+
+
+class Crash(BaseException):
+    """A fail point was reached: nothing of this process goes on."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+class SimWriter(Writer):
+    def _start(self) -> None:
+        node = NODE.get()
+        if node is None:
+            raise RuntimeError("a coordinator belongs to a node")
+        self._node: Node = node
+        self._world = node.owner
+        self._planned = False
+
+    def submit(self, calls: Sequence[Call], *, weight: int = 0, essential: bool = True) -> asyncio.Future[list[Any]]:
+        future = super().submit(calls, weight=weight, essential=essential)
+        self._plan()
+        return future
+
+    def _plan(self) -> None:
+        if self._queue and not self._planned:
+            self._planned = True
+            self._loop.call_later(self._world.chance.expovariate(1 / DISK_S), self._step)
+
+    def _step(self) -> None:
+        self._planned = False
+        jobs = self._next_group()
+        if not jobs:
+            return
+        try:
+            if jobs[0].calls[0][0] is OUTSIDE:
+                self._run_outside(jobs[0])
+            else:
+                self._run_group(jobs)
+                self._note(jobs)
+        except Crash as crash:
+            if crash.name == "committed":
+                self._note(jobs)
+            self._world.failpoint_fired(crash.name)
+            return
+        self._plan()
+
+    def _note(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            for (fn, command), result in zip(job.calls, job.results, strict=True):
+                self._world.ledger.durable(fn.__name__, command, result)
+
+    def _answer(self, jobs: list[Job], events: list[tuple[Any, ...]], seconds: float) -> None:
+        self._loop.call_later(self._world.chance.expovariate(1 / DISK_S), self._deliver, jobs, events, seconds)
+
+    async def stop(self) -> None:
+        self._stopping = True
+        while self._queue:  # noqa: ASYNC110 - its steps are planned already
+            await asyncio.sleep(DISK_S)
+        self._backend.close()
+
+
+class SimEngine(Engine):
+    writer_type = SimWriter
+
+
+class SimCoordinator(Coordinator):
+    engine_type = SimEngine

@@ -1,0 +1,443 @@
+"""One world of one seed: nodes, their faults, the way back to rest, and the judgement."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import shutil
+import sqlite3
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine
+from contextlib import closing
+from contextvars import copy_context
+from pathlib import Path
+from typing import Any, ClassVar
+
+from halfmsg.coordinator import doctor
+from halfmsg.coordinator.settings import Check, Groups, Settings
+from halfmsg.coordinator.store import failpoints
+from halfmsg.txclient import Client, HalfmsgError
+from tests.kill import collect, load
+from tests.support import checker, history
+
+from . import cast
+from .ledger import Ledger
+from .loop import SimLoop, Stuck
+from .net import Net
+from .seams import NODE, Node
+from .store import Crash, SimCoordinator
+
+LOAD_S = 10.0
+RATE = 3.0
+REST_S = 90.0
+JUMPS_S = (-31_536_000.0, -3_600.0, -30.0, -3.0, 3.0, 30.0, 3_600.0, 31_536_000.0)
+SKEWS_S = (0.0, 0.0, 1e8, -1e8, 3.0)
+EVENTS_KEPT = 60
+CALLS_AT_REST = 5  # the loops' own, on their way
+
+
+class World:
+    def __init__(self, seed: int, loop: SimLoop, folder: Path) -> None:
+        self.seed, self.loop, self.folder = seed, loop, folder
+        self.chance = random.Random(seed)
+        self.net = loop.net = Net(loop, seed)
+        self.ledger = Ledger(load.MAX_ATTEMPTS)
+        self.rate = RATE
+        self.healed = False
+        self.told: list[str] = []
+        self.last: deque[str] = deque(maxlen=EVENTS_KEPT)
+        self.nodes: dict[str, Node] = {}
+        self._mains: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {}
+        self._stores = 0
+        self._owners: dict[str, dict[Any, Any]] = {}
+        self.store = folder / "store-0.db"
+        self.book = history.Writer(folder / "history.jsonl", "world")
+
+    # --- told by everybody ---
+
+    @property
+    def marks(self) -> Counter[str]:
+        return self.ledger.marks
+
+    def mark(self, name: str) -> None:
+        self.marks[name] += 1
+
+    def wrong(self, line: str) -> None:
+        self.ledger.wrong.append(line)
+
+    def node_here(self) -> Node | None:
+        return NODE.get()
+
+    def say(self, text: str) -> None:
+        self.last.append(f"{self.loop.time():9.3f} {text}")
+
+    # --- nodes ---
+
+    def start(self, name: str) -> None:
+        node = Node(name, self._skews.get(name, 0.0))
+        node.owner = self
+        self.nodes[name] = node
+        context = copy_context()
+        context.run(NODE.set, node)
+        self.say(f"{name} starts")
+        node.tasks.append(context.run(self.loop.create_task, self._mains[name]()))
+
+    def crash(self, name: str) -> None:
+        node = self.nodes[name]
+        if not node.alive:
+            return
+        self.say(f"{name} crashes")
+        node.alive = False
+        self.net.crash(node)
+        if name == "coordinator":
+            self._keep_store()
+        for conn in node.connections:
+            conn.close()
+
+    def _keep_store(self) -> None:
+        """The file as the dead process left it: closing its connection would tidy up."""
+        self._stores += 1
+        after = self.folder / f"store-{self._stores}.db"
+        for suffix in ("", "-wal"):
+            before = self.store.with_name(self.store.name + suffix)
+            if before.exists():
+                shutil.copyfile(before, after.with_name(after.name + suffix))
+        self.store = after
+
+    def failpoint_fired(self, name: str) -> None:
+        self.mark(f"failpoint_{name}")
+        self.say(f"fail point {name}")
+        self.crash("coordinator")
+
+    async def _coordinate(self) -> None:
+        settings = Settings(
+            listen="127.0.0.1:7610", store=str(self.store), drain_s=5.0,
+            check=Check(first_delay_s=load.FIRST_CHECK_S, question_timeout_s=2.0, max_interval_s=4.0),
+            group=Groups(lease_s=load.LEASE_S, backoff_first_s=0.1, backoff_max_s=0.5),
+        )  # fmt: skip
+        coordinator = SimCoordinator(settings)
+        node = NODE.get()
+        if node is not None:
+            node.owner_coordinator = coordinator  # type: ignore[attr-defined]
+        await coordinator.start()
+        await coordinator.stopped.wait()
+        if coordinator.broken is not None:
+            self.wrong(f"the store broke: {coordinator.broken!r}")
+        await coordinator.stop()
+
+    # --- the play ---
+
+    async def play(self) -> None:
+        load.make_databases(self.folder)
+        self._skews = {name: self.chance.choice(SKEWS_S) for name in ("shop-a/1", "shop-a/2", "shop-b/1", "stock/1", "stock/2", "billing/1")}
+        seed = self.seed * 1_000
+        shops = {f"{name}/{number}": name for name, number in (("shop-a", 1), ("shop-a", 2), ("shop-b", 1))}
+        self._mains["coordinator"] = self._coordinate
+        for at, (process, name) in enumerate(shops.items()):
+            self._mains[process] = lambda name=name, process=process, at=at: cast.SimShop(self, name, process, self._fresh(seed + at)).main()  # type: ignore[misc]
+        for process in ("stock/1", "stock/2", "billing/1"):
+            self._mains[process] = lambda process=process: cast.stock(self, process.partition("/")[0], process)  # type: ignore[misc]
+        for at in (1, 2):
+            self._mains[f"zombie/{at}"] = lambda at=at: cast.zombie(self, self._fresh(seed + 100 + at))  # type: ignore[misc]
+        self._mains["operator"] = lambda: cast.operator(self, self._fresh(seed + 200))
+        self.start("coordinator")
+        await self._set_up()
+        for name in list(self._mains)[1:]:
+            self.start(name)
+        await self._trouble()
+        await self._heal()
+        await self._rest()
+        await self._judge()
+
+    def _fresh(self, seed: int) -> int:
+        """A process that comes back does not do the same again."""
+        return seed * 100 + self.chance.randrange(100)
+
+    async def _set_up(self) -> None:
+        client = Client(cast.URL)
+        for name, kind in load.TOPICS.items():
+            await self._put(client.put_topic, name, kind=kind, lanes=4, allow_no_group=name == load.BULK)
+            self.book.add("topic", topic=name, kind=kind)
+        topics = [load.ORDERED, load.PLAIN]
+        for group in (*load.GROUPS, cast.RAW):
+            wanted = {"topics": [{"topic": name} for name in topics], "lease_s": load.LEASE_S, "max_attempts": load.MAX_ATTEMPTS}
+            await self._put(client.put_group, group, **wanted, backoff={"first_s": 0.1, "max_s": 0.5})
+            if group != cast.RAW:
+                self.book.add("group", group=group, topics=topics)
+        for name in load.PRODUCERS:
+            await self._put(lambda name: client._put(f"/v1/producers/{name}", {}), name)
+        await client.aclose()
+
+    async def _put(self, put: Any, name: str, **fields: Any) -> None:
+        for _ in range(50):
+            try:
+                await put(name, **fields)
+                return
+            except HalfmsgError:
+                await asyncio.sleep(0.1)
+        raise Stuck(f"{name} could not be made")
+
+    # --- trouble ---
+
+    async def _trouble(self) -> None:
+        until = self.loop.time() + LOAD_S
+        while self.loop.time() < until:
+            await asyncio.sleep(self.chance.expovariate(1.2))
+            kind = self.chance.choices(list(self._FAULTS), weights=[weight for weight, _ in self._FAULTS.values()])[0]
+            self._FAULTS[kind][1](self)
+            self._watch()
+        failpoints.arm("")
+
+    def _kill_coordinator(self) -> None:
+        if self.nodes["coordinator"].alive:
+            self.mark("coordinator_killed")
+            self.crash("coordinator")
+        self._back("coordinator")
+
+    def _arm(self) -> None:
+        def fall(name: str) -> None:
+            raise Crash(name)
+
+        name = self.chance.choice(failpoints.NAMES)
+        failpoints.arm(f"{name}@{self.chance.choice((1, 1, 2, 5))}", act=fall)
+        if name == "checkpoint":
+            self._checkpoint()
+        self._back("coordinator", always=False)
+
+    def _checkpoint(self) -> None:
+        coordinator = self._coordinator()
+        if coordinator is not None:
+            node = self.nodes["coordinator"]
+            context = copy_context()
+            context.run(NODE.set, node)
+            node.tasks.append(context.run(self.loop.create_task, coordinator.engine.checkpoint()))
+
+    def _coordinator(self) -> SimCoordinator | None:
+        node = self.nodes["coordinator"]
+        return getattr(node, "owner_coordinator", None) if node.alive else None
+
+    def _stop_coordinator(self) -> None:
+        coordinator = self._coordinator()
+        if coordinator is not None and not coordinator.stopped.is_set():
+            self.say("coordinator is told to stop")
+            self.mark("coordinator_stopped")
+            coordinator.stopped.set()
+            self.loop.call_later(self.chance.uniform(1.0, 6.0), self.crash, "coordinator")
+            self._back("coordinator", after_s=7.0)
+
+    def _back(self, name: str, *, after_s: float = 0.0, always: bool = True) -> None:
+        def come() -> None:
+            if not self.nodes[name].alive:
+                self.start(name)
+            elif not always:
+                self._back_later(name)
+
+        self.loop.call_later(after_s + self.chance.uniform(0.05, 2.0), come)
+
+    def _back_later(self, name: str) -> None:
+        """A fail point may fire whenever; somebody starts it again then."""
+        if not self.healed:
+            self._back(name, always=False)
+
+    def _one_of(self, *heads: str) -> str:
+        return self.chance.choice([name for name in self.nodes if name.startswith(heads)])
+
+    def _kill_shop(self) -> None:
+        name = self._one_of("shop")
+        self.mark("shop_killed")
+        self.crash(name)
+        self._back(name, after_s=self.chance.choice((0.0, 4.0)))
+
+    def _kill_consumer(self) -> None:
+        name = self._one_of("stock", "billing", "zombie")
+        self.mark("consumer_killed")
+        self.crash(name)
+        self._back(name)
+
+    def _freeze(self) -> None:
+        name = self._one_of("coordinator", "shop", "stock", "billing", "zombie")
+        self.nodes[name].frozen_until = self.loop.time() + self.chance.uniform(0.5, 2.5 * load.LEASE_S)
+        self.say(f"{name} stands still until {self.nodes[name].frozen_until:.3f}")
+        self.mark(f"{'coordinator' if name == 'coordinator' else 'shop' if name.startswith('shop') else 'consumer'}_frozen")
+
+    def _wall(self) -> None:
+        name = self._one_of("shop", "stock", "billing", "zombie")
+        until = self.loop.time() + self.chance.uniform(0.3, 6.0)
+        self.net.wall(name, "coordinator", until)
+        self.say(f"{name} and the coordinator cannot reach each other until {until:.3f}")
+        self.mark("wall")
+
+    def _cut(self) -> None:
+        name = self.chance.choice(list(self.nodes))
+        self.net.cut(self.nodes[name])
+        self.say(f"all connections of {name} are cut")
+        self.mark("cut")
+
+    def _slow(self) -> None:
+        self.net.delay_s = self.chance.choice((0.001, 0.02, 0.1, 0.3))
+        self.say(f"the network takes {self.net.delay_s} s")
+        self.mark("slow_network")
+
+    def _jump(self) -> None:
+        step = self.chance.choice(JUMPS_S)
+        self._skews["coordinator"] = self._skews.get("coordinator", 0.0) + step
+        self.nodes["coordinator"].skew_s = self._skews["coordinator"]
+        self.say(f"the coordinator's clock jumps by {step} s")
+        self.mark("clock_forward" if step > 0 else "clock_back")
+
+    _FAULTS: ClassVar[dict[str, tuple[int, Callable[[World], None]]]] = {
+        "kill_coordinator": (2, _kill_coordinator), "arm": (5, _arm), "stop_coordinator": (1, _stop_coordinator), "kill_shop": (3, _kill_shop),
+        "kill_consumer": (2, _kill_consumer), "freeze": (3, _freeze), "wall": (3, _wall), "cut": (2, _cut), "slow": (2, _slow), "jump": (2, _jump),
+        "checkpoint": (1, _checkpoint),
+    }  # fmt: skip
+
+    def _watch(self) -> None:
+        """Owners of lanes, and what waits: rare things that leave no word."""
+        with closing(sqlite3.connect(load.database(self.folder, "shop-a"))) as conn:
+            if conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'halfmsg_lane'").fetchone():
+                self._compare("relay_take_over", conn.execute("SELECT lane, owner FROM halfmsg_lane WHERE owner IS NOT NULL"))
+        with closing(sqlite3.connect(self.store)) as conn:
+            if conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'place'").fetchone():
+                rows = conn.execute("SELECT grp || '/' || lane, owner FROM place WHERE owner IS NOT NULL AND owner != ''")
+                self._compare("lane_take_over", rows)
+                self.marks["held"] += conn.execute("SELECT count(*) FROM held").fetchone()[0]
+
+    def _compare(self, mark: str, rows: Any) -> None:
+        before = self._owners.setdefault(mark, {})
+        for lane, owner in rows:
+            if before.get(lane, owner) != owner:
+                self.mark(mark)
+            before[lane] = owner
+
+    # --- the end ---
+
+    async def _heal(self) -> None:
+        self.say("everything heals")
+        self.healed = True
+        self.net.tear_down_walls()
+        failpoints.arm("")
+        for name, node in list(self.nodes.items()):
+            node.frozen_until = 0.0
+            if not node.alive:
+                self.start(name)
+        await asyncio.sleep(8.0)  # a graceful stop may still be under way
+        if not self.nodes["coordinator"].alive:
+            self.start("coordinator")
+
+    async def _rest(self) -> None:
+        """I10: what was begun ends, in a stated time."""
+        until = self.loop.time() + REST_S
+        while left := self._left():
+            if self.loop.time() > until:
+                self.wrong(f"no rest in {REST_S:g} s: {'; '.join(left)}")
+                return
+            await asyncio.sleep(0.5)
+
+    def _left(self) -> list[str]:
+        left = []
+        if rows := collect.unsent(self.folder):
+            left.append(f"{rows} row sets are not handed over")
+        with closing(sqlite3.connect(self.store)) as conn:
+            for what, sql in _OPEN.items():
+                count = conn.execute(sql).fetchone()[0]
+                if count:
+                    left.append(f"{count} {what}")
+        return left
+
+    async def _judge(self) -> None:
+        for name in list(self.nodes):
+            if name != "coordinator":
+                self.crash(name)
+        await self._bounded()
+        self.crash("coordinator")
+        with closing(sqlite3.connect(self.store)) as conn:
+            self._stands(conn)
+            for finding in doctor.run(conn, integrity=True):
+                if finding.ok is not True:
+                    self.book.add("finding", name=finding.name, rows=[str(row) for row in finding.rows])
+        for error in collect.told(self.folder, self.book):
+            self.wrong(f"odd: {error}")
+        collect.truth(self.folder, self.book)
+        collect.effects(self.folder, self.book)
+        verdict = checker.check(history.read(self.folder / "history.jsonl"))
+        for kind, count in verdict.counts().items():
+            if count:
+                self.ledger.wrong += [f"{kind}: {line}" for line in getattr(verdict, kind)[:5]]
+
+    def _stands(self, conn: sqlite3.Connection) -> None:
+        """How each transaction and dead letter stands at the end."""
+        states = {0: "prepared", 1: "committed", 2: "rolled_back", 3: "parked"}
+        for id, state in conn.execute("SELECT id, state FROM tx"):
+            text = id.hex()
+            id = f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+            self.book.add("decided" if state in (1, 2) else "undecided", transaction=id, state=states[state], by="end", final=True)
+        dead = """SELECT g.name, t.name, d.m, d.reason, hex(x.id), d.grp, d.lane, d.off FROM dead d JOIN topic t ON t.id = d.topic
+            JOIN tx x ON x.n = d.m / 1024 LEFT JOIN grp g ON g.id = d.grp"""
+        for group, topic, m, reason, id, grp, lane, off in conn.execute(dead):
+            self.mark("dead_letter")
+            text = id.lower()
+            message = f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}-{m % 1024}"
+            self.book.add("dead", group=group, topic=topic, message=message, reason=reason)
+            if (str(grp), str(lane), str(off)) in self.ledger.refused:
+                self.mark("zombie_after_dead_letter")
+
+    async def _bounded(self) -> None:
+        """I12: nothing is left behind at rest."""
+        await asyncio.sleep(1.0)
+        coordinator = self._coordinator()
+        if coordinator is None:
+            self.wrong("no coordinator at the end")
+            return
+        engine = coordinator.engine
+        if engine._backend._conn.in_transaction:
+            self.wrong("a transaction is open at rest")
+        queued = [job for job in engine._writer._queue]
+        if engine._writer._calls_waiting > len(queued) + CALLS_AT_REST:
+            self.wrong(f"{engine._writer._calls_waiting} commands are counted as waiting at rest, {len(queued)} are")
+
+
+_OPEN = {
+    "transactions are undecided": "SELECT count(*) FROM tx WHERE state = 0",
+    "runs are in flight": "SELECT count(*) FROM flight",
+    "messages wait for another try": "SELECT count(*) FROM retry",
+    "messages are held": "SELECT count(*) FROM held",
+    "lanes have more": "SELECT count(*) FROM place p JOIN grp g ON g.id = p.grp JOIN lane l ON l.topic = g.topic AND l.lane = p.lane"
+    " WHERE p.next_off < l.next_off",
+}
+
+
+def run(seed: int, folder: Path) -> World:
+    """Play one seed to its end. Never raises for what the code under test does: that is in `wrong`."""
+    from . import seams
+
+    loop = SimLoop(seed)
+    world = World(seed, loop, folder)
+    ear = cast.GapEar()
+    ear.world = world
+    gaps = logging.getLogger("halfmsg.gaps")
+    gaps.addHandler(ear)
+    seams.enter(loop, seed)
+    failpoints.arm("")
+    loop.set_exception_handler(lambda loop, context: _unexpected(world, context))
+    try:
+        loop.run_until_complete(world.play())
+    except Stuck as stuck:
+        world.wrong(f"stuck: {stuck}")
+    finally:
+        seams.leave()
+        gaps.removeHandler(ear)
+        failpoints.arm("")
+        for node in world.nodes.values():
+            node.alive = False
+            for conn in node.connections:
+                conn.close()
+    return world
+
+
+def _unexpected(world: World, context: dict[str, Any]) -> None:
+    error = context.get("exception")
+    text = context.get("message", "")
+    if "never retrieved" in text or "was destroyed" in text or text.startswith("Unclosed") or isinstance(error, Crash):
+        return
+    world.wrong(f"loop: {text}: {error!r}")
