@@ -4,6 +4,7 @@ VENV   ?= .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 CYCLES ?= 300
+JOBS   ?= logical
 SEED   ?=
 ARGS   ?=
 FAST   ?=
@@ -28,8 +29,8 @@ venv: $(STAMP)  ## make .venv and install everything at the pinned versions
 demo: $(STAMP)  ## two services, kills, and books that balance  (ARGS="--keep")
 	@$(VENV)/bin/halfmsg demo $(ARGS)
 
-test: $(STAMP)  ## the tests  (ARGS="-k fence")
-	@$(PY) -m pytest $(ARGS)
+test: $(STAMP)  ## the tests, on all cores  (ARGS="-k fence", JOBS=0 for one after the other)
+	@$(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: $(STAMP)  ## ruff check
 	@$(PY) -m ruff check .

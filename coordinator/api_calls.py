@@ -146,8 +146,7 @@ class Calls:
         return 200, await self.engine.read(read)
 
     async def put_topic(self, req: Any) -> Answer:
-        topic, made = await self.engine.call(topics.put, parse.topic(_name(req.path["topic"]), req.body))
-        await self.engine.refresh_names()
+        topic, made = await self.engine.make(topics.put, parse.topic(_name(req.path["topic"]), req.body))
         return (201 if made else 200), render.topic(topic)
 
     async def delete_topic(self, req: Any) -> Answer:
@@ -213,8 +212,7 @@ class Calls:
 
     async def put_group(self, req: Any) -> Answer:
         wanted = parse.group(_name(req.path["group"]), req.body)
-        _, made = await self.engine.call(groups.put, wanted)
-        await self.engine.refresh_names()
+        _, made = await self.engine.make(groups.put, wanted)
         return (201 if made else 200), (await self.get_group(req))[1]
 
     async def delete_group(self, req: Any) -> Answer:
@@ -283,8 +281,7 @@ class Calls:
         if req.body.check_url is not None:
             self.checks.check_url(req.body.check_url)
         wanted = producers.ProducerWanted(_name(req.path["producer"]), req.body.check_url, req.body.dialect, os.urandom)
-        source, made = await self.engine.call(producers.put, wanted)
-        await self.engine.refresh_names()
+        source, made = await self.engine.make(producers.put, wanted)
         await self.checks.ways.refresh()
         return (201 if made else 200), render.producer(source, {"secret": source.secret} if made else None)
 

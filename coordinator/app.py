@@ -74,7 +74,9 @@ class Coordinator:
         await ticks.capacity()
         await ticks.ways()
         application = api.application(self.engine, self.streams, self.checks, gaps)
-        self._runner = web.AppRunner(application, access_log=None, handle_signals=False, keepalive_timeout=75.0)
+        self._runner = web.AppRunner(
+            application, access_log=None, handle_signals=False, keepalive_timeout=75.0, handler_cancellation=True
+        )  # a long poll whose client is gone takes nothing any more
         await self._runner.setup()
         await self._listen()
         for name, (seconds, tick) in ticks.all().items():

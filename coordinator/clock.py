@@ -49,6 +49,8 @@ class SteadyClock:
         self._ms = float(max(wall.now_ms(), floor_ms, 0))
         self._away: tuple[float, float] | None = None
         """While the wall clock is far ahead: by how many ms when that was first seen, and at which monotonic time."""
+        if self.ahead_s() * 1000 > JUMP_MS:
+            log.warning("the store's newest time is %.0f s ahead of the wall clock; the coordinator's time goes on from there", self.ahead_s())
 
     def now_ms(self) -> int:
         with self._lock:

@@ -20,9 +20,12 @@ from .settings import Settings
 from .store.sqlite.backend import SqliteBackend
 from .store.sqlite.deliveries import Deliveries
 from .store.writer import Call, Fn, Writer
+from .watchdog import Watchdog
 
 T = TypeVar("T")
 GAUGES_S = 5.0
+STORAGE_ANSWERS_S = 2.0
+"""A probe must not hang where the writer does."""
 COMMAND_BYTES = 500
 """What a command weighs in the queue besides its bodies."""
 
@@ -57,6 +60,8 @@ class Engine:
         self.names = Names()
         self.path = Path(settings.store)
         self.draining = False
+        self.names_stale = False
+        """Somebody who made something was cancelled before its name was read."""
         self._gauges_at = -GAUGES_S
         self.on_event: dict[str, Callable[[tuple[Any, ...]], None]] = {}
         self._backend = SqliteBackend(self.path, env=self.env, synchronous=settings.storage.synchronous, now_ms=clock.now_ms())
@@ -72,8 +77,12 @@ class Engine:
             on_broken=on_broken,
         )
         self.reader = Reader(self.path, self.env)
+        self.watchdog = Watchdog(settings.stuck_s, metrics.stalled)
 
     async def open(self) -> None:
+        self.watchdog.watch_loop(asyncio.get_running_loop())
+        self.watchdog.watch("writer", self._writer.thread, self._writer.progress)
+        self.watchdog.start()
         await self.reader.open()
         await self.refresh_names()
 
@@ -81,12 +90,23 @@ class Engine:
         self.hub.close()
         await self.reader.close()
         await self._writer.stop()
+        self.watchdog.stop()
 
     # --- commands ---
 
     async def call(self, fn: Fn, command: Any) -> Any:
         """One command whose answer is awaited. Raises Problem."""
         return await self._writer.call(fn, command)
+
+    async def make(self, fn: Fn, command: Any) -> Any:
+        """A command that may bring a new name."""
+        try:
+            result = await self.call(fn, command)
+            await self.refresh_names()
+        except asyncio.CancelledError:
+            self.names_stale = True
+            raise
+        return result
 
     async def store_content(self, command: Content) -> Any:
         """Prepare or submit: the two that the door may refuse (R20)."""
@@ -128,10 +148,13 @@ class Engine:
         return tuple(each.topic for each in found)
 
     async def storage_answers(self) -> bool:
-        """Does the store write? An empty group is taken through the writer."""
+        """Does the store write, and soon? An empty group is taken through the writer."""
+        if "writer" in self.watchdog.stuck:
+            return False
         try:
-            await self.call(_nothing, None)
-        except Problem:
+            async with asyncio.timeout(STORAGE_ANSWERS_S):
+                await self.call(_nothing, None)
+        except (Problem, TimeoutError):
             return False
         return True
 
@@ -173,6 +196,7 @@ class Engine:
             return topics, groups, dict(tx.all("SELECT id, name FROM source LIMIT 10000"))
 
         self.names.topics, self.names.groups, self.names.producers = await self.read(read)
+        self.names_stale = False
 
 
 def _nothing(tx: Any, now: int, command: None) -> None:

@@ -1,6 +1,6 @@
 """What Prometheus scrapes: counted from events of durable groups, set from gauge snapshots (gauges.py), in a registry of its own.
 
-Everything here runs on the event loop. An event was emitted inside a transaction function and arrives after its COMMIT, so nothing is
+Everything here runs on the event loop, but `stalled`. An event was emitted inside a transaction function and arrives after its COMMIT, so nothing is
 counted that was rolled back. Labels are declared names only, never an id, a key or a path; past 200 names of one kind the rest
 is counted as `other`, so that a series count has an end. Ages are told as time stamps, which stay right between two scrapes.
 """
@@ -31,7 +31,7 @@ STORAGE_BUCKETS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0
 HTTP_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 ATTEMPT_BUCKETS: Final = (1, 2, 3, 5, 8, 15, 30, 60)
 COMMAND_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
-LAG_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+LAG_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 Event = tuple[Any, ...]
 
@@ -176,6 +176,10 @@ class Metrics:
         ).labels("group_commit")
         self._group_commands = self._histogram("group_commit_commands", "Commands made durable by one COMMIT.", COMMAND_BUCKETS)
         self._lag_s = self._histogram("event_loop_lag_seconds", "How late a timer of the event loop fired.", LAG_BUCKETS)
+        self._stalls = _Children(self._counter("stalls", "Times that the event loop or the writer was found stuck for stuck_s.", "part"))
+        for part in ("loop", "writer"):
+            self._stalls(part)
+        self._clock_ahead = self._gauge("clock_ahead_seconds", "How far the coordinator's time is ahead of this machine's wall clock.")
         self._rejected = _Children(self._counter("requests_rejected", "Operations refused, by error code.", "code"))
         self._http_s = _Children(
             Histogram(
@@ -270,6 +274,13 @@ class Metrics:
 
     def loop_lag(self, seconds: float) -> None:
         self._lag_s.observe(max(seconds, 0.0))
+
+    def stalled(self, part: str) -> None:
+        """From any thread."""
+        self._stalls(part).inc()
+
+    def clock_ahead(self, seconds: float) -> None:
+        self._clock_ahead.set(seconds)
 
     def task_done(self, task: str, at_ms: int) -> None:
         """A background loop finished one turn without an error. `task` is one of a fixed few."""

@@ -86,6 +86,7 @@ class Settings(_Section, frozen=True, kw_only=True):
     dev: bool = False
     insecure: bool = False
     drain_s: Positive = 20.0
+    stuck_s: Positive = 5.0
     storage: Storage = Storage()
     check: Check = Check()
     group: Groups = Groups()

@@ -285,15 +285,14 @@ class Outbox:
         relay.wake()
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        try:
+        async with contextlib.AsyncExitStack() as leaving:  # all of it also where this is cancelled meanwhile: nothing stays
+            leaving.push_async_callback(self._home.aclose)
+            leaving.push_async_callback(self.client.detach, self)
+            leaving.push_async_callback(relay.release_lanes)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
             left = await relay.drain(LEAVE_WAIT_S)
             if left:
                 log.warning("outbox %s: left_for_relay=%d row sets; the next relay hands them over", self.name, left)
-            await relay.release_lanes()
-        finally:
-            await self.client.detach(self)
-            await self._home.aclose()
 
     def __enter__(self) -> Outbox:
         """The same in the background thread of this process, for code without a loop."""

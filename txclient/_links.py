@@ -22,8 +22,10 @@ class Link:
         self.stream = Stream(self.http, settings.url, codec, seen.told_time, seen.told_settled)
 
     async def close(self) -> None:
-        await self.stream.close()
-        await self.http.close()
+        try:
+            await self.stream.close()
+        finally:  # also where this is cancelled meanwhile
+            await self.http.close()
 
 
 class Seen:

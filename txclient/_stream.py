@@ -131,14 +131,16 @@ class Stream:
 
     async def close(self) -> None:
         self._closed = True
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-        await self.producers.close()
-        self.calls.fail(TransportError("unreachable", "this client was closed; the outcome of what was sent is unknown"))
         if self._timer is not None:
             self._timer.cancel()
+        task, self._task = self._task, None
+        try:
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        finally:  # also where this is cancelled meanwhile
+            self.calls.fail(TransportError("unreachable", "this client was closed; the outcome of what was sent is unknown"))
+            await self.producers.close()
 
     # --- one connection after the other ----------------------------------------------------------------------------------
 

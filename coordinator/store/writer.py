@@ -72,6 +72,7 @@ class Writer:
         self._stopping = False
         self._broken: BaseException | None = None
         self._now = 0
+        self._turns = 0
         self._start()
 
     def _start(self) -> None:
@@ -111,6 +112,14 @@ class Writer:
             raise result
         return result
 
+    @property
+    def thread(self) -> int:
+        return self._thread.ident or 0
+
+    def progress(self) -> int | None:
+        """Changes with each group; None while there is nothing to do (watchdog.py)."""
+        return self._turns // 2 if self._turns % 2 else None
+
     async def stop(self) -> None:
         """Finish what is queued, then end the thread and close the backend."""
         with self._wake:
@@ -122,10 +131,12 @@ class Writer:
 
     def _work(self) -> None:
         while (jobs := self._next_group()) is not None:
+            self._turns += 1
             if jobs[0].calls[0][0] is OUTSIDE:
                 self._run_outside(jobs[0])
             else:
                 self._run_group(jobs)
+            self._turns += 1
         try:
             self._backend.close()
         except Exception:

@@ -45,7 +45,8 @@ class Life:
             await self.must("POST", f"/v1/topics/{topic}/messages", {"data": number} | ({"key": "k"} if topic == "a" else {}))
 
     async def fetch(self, topic: str, count: int = 10, *, member: str = "m") -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = (await self.must("POST", f"/v1/groups/{topic}/fetch", {"max": count, "wait_s": 0, "member": member}))["deliveries"]
+        wanted = {"max": count, "wait_s": 0, "member": member}
+        found: list[dict[str, Any]] = (await self.must("POST", f"/v1/groups/{topic}/fetch", wanted))["deliveries"]
         return found
 
     async def fetched(self, topic: str, want: list[int], *, member: str = "m") -> list[dict[str, Any]]:
@@ -73,8 +74,15 @@ class Life:
         await eventually(all_there, f"{want} of topic {topic}")
         assert got == want
 
+    async def drained_all(self, topic: str) -> None:
+        """Until nothing comes."""
+        while given := await self.fetch(topic):
+            await self.settle("ack", topic, *given)
+
     async def settle(self, what: str, topic: str, *given: dict[str, Any]) -> list[str]:
         """The error codes, "" for done."""
+        if not given:
+            return []
         items = [{"token": each["token"]} | ({} if what == "ack" else {"reason": "no"}) for each in given]
         results = (await self.must("POST", f"/v1/groups/{topic}/{what}", {"deliveries": items}))["results"]
         return [result.get("error", {}).get("code", "") for result in results]
@@ -130,6 +138,7 @@ async def living(folder: Path, clock: WildClock) -> AsyncIterator[Life]:
             await life.make()
             producer = asyncio.create_task(life.answer())
             await eventually(lambda: coordinator.streams.of_producer(PRODUCER), "the hello")
+            await life.must("GET", "/v1/info")  # the producer's stream has taken the session's first connection
             yield life
             producer.cancel()
             await asyncio.gather(producer, return_exceptions=True)

@@ -314,3 +314,14 @@ def test_r23_failure_that_is_no_refusal_of_the_row_is_repeated(status: int, code
 def test_r23_refusal_of_the_content_is_one() -> None:
     """What will be said again of the very same row."""
     assert is_refusal(api_error({"code": "topic_not_found", "status": 404}))
+
+
+@pytest.mark.parametrize("years", [10, -10])
+async def test_p10_claims_of_a_relay_with_another_clock_hold_no_rows(database: Side, relay: Relay, client: Client, years: int) -> None:
+    """A relay whose clock was ten years off claimed every lane and died: its rows do not wait for that clock."""
+    [(now_ms,)] = database.read("SELECT max(mark) FROM halfmsg_tx") or [(0,)]
+    until = (now_ms or client.time_ms or 1_795_000_000_000) + years * 365 * 86_400_000
+    database.read("UPDATE halfmsg_lane SET owner = ?, until = ?", b"dead", until)
+    await publish(database, *(plain("k", n) for n in range(3)))
+    assert (await relay.tick()).submitted == 3
+    assert await bodies(client, 3) == [0, 1, 2]

@@ -154,19 +154,31 @@ async def operator(world: World, seed: int) -> None:
             continue
         id = world.told[-1] if chance.random() < 0.5 else chance.choice(world.told)
         try:
-            state = (await client.transaction(id)).state
+            found = await client.transaction(id)
         except ApiError as error:
             if error.code == "transaction_not_found":
                 world.wrong(f"operator: {id} was acknowledged and is not found")
             continue
         except HalfmsgError:
             continue
+        state = found.state
         world.mark("operator_saw_it")
         if seen.get(id, state) != state and seen[id] in ("committed", "rolled_back"):
             world.wrong(f"operator: {id} was {seen[id]} and is {state}")
         seen[id] = state
         if chance.random() < 0.05 and state == "prepared":
             await _park(client, id, world)
+        if chance.random() < 0.05 and state == "committed":
+            await _contradict(client, id, found.producer or "shop-a", world)
+
+
+async def _contradict(client: Client, id: str, producer: str, world: World) -> None:
+    """The opposite of a decision that stands, by somebody who should not: it is refused (P4)."""
+    try:
+        await client.rollback(id, producer=producer, reason="by mistake")
+        world.wrong(f"{id} is committed, and a rollback of it was taken")
+    except HalfmsgError:
+        return
 
 
 async def _park(client: Client, id: str, world: World) -> None:
