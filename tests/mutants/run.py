@@ -40,19 +40,22 @@ def chosen(mutants: Sequence[Mutant], names: Sequence[str], fast: int | None) ->
 
 
 def check_clean(copies: Sequence[Copy], mutants: Sequence[Mutant]) -> list[str]:
-    """What is wrong before any bug is planted: tests that fail, and mutants of which no test ran (all skipped here)."""
+    """What is wrong before any bug is planted: copies that are not imported, tests that fail, mutants of which no test ran (all skipped)."""
     tests = sorted({test for mutant in mutants for test in mutant.tests})
     shares = [tests[at :: len(copies)] for at in range(len(copies))]
     passed: set[str] = set()
     wrong: list[str] = []
 
     def one(copy: Copy, share: list[str]) -> None:
-        seen = copy.pytest(share, timeout_s=CLEAN_TIMEOUT_S)
+        with copy.probe() as probe:
+            seen = copy.pytest([probe, *share], timeout_s=CLEAN_TIMEOUT_S)
         passed.update(seen.passed)
-        if seen.code != 0:
+        if not any(test.startswith(probe) for test in seen.passed):
+            wrong.append(f"it is not shown that the copy is what its tests import:\n{seen.output[-4_000:]}")
+        elif seen.code != 0:
             wrong.append(f"without any bug the named tests do not pass (exit code {seen.code}):\n{seen.output[-4_000:]}")
 
-    _together([(one, copy, share) for copy, share in zip(copies, shares, strict=True) if share])
+    _together([(one, copy, share) for copy, share in zip(copies, shares, strict=True)])
     ran = {file_and_name(test) for test in passed} | {(file_and_name(test)[0], file_and_name(test)[1].partition("::")[0]) for test in passed}
     wrong += [f"{mutant.name}: none of its tests ran here" for mutant in mutants if not any(file_and_name(test) in ran for test in mutant.tests)]
     return wrong
@@ -124,7 +127,6 @@ def run_all(mutants: Sequence[Mutant], jobs: int = 2) -> list[Result]:
     """From copies to results. Raises Unfit where the copy is not what is imported, or the named tests fail without any bug."""
     with tempfile.TemporaryDirectory(prefix="halfmsg-mutants-") as folder:
         copies = [Copy(Path(folder) / str(number)) for number in range(max(1, min(jobs, len(mutants))))]
-        _together([(copy.prove,) for copy in copies])
         if wrong := check_clean(copies, mutants):
             raise Unfit("\n".join(wrong))
         return run(copies, mutants)

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +25,8 @@ _SLIP = re.compile(
 )
 """A bug that breaks the language or the SQL is none that a tired engineer would commit; a test that stumbles over it proves nothing."""
 _LATE = re.compile(r"^(TimeoutError|Failed: Timeout|asyncio\.TimeoutError)")
-_PROBE = '''
+PROBE = "tests/test_probe_of_the_copy.py"
+_PROBE = """
 import subprocess, sys
 from pathlib import Path
 import halfmsg, halfmsg.coordinator.store.writer, halfmsg.outbox, halfmsg.txclient, halfmsg.checkback, tests.support.stores
@@ -38,7 +41,7 @@ def test_the_copy_is_what_is_imported():
     for folder in ("/", str(HERE)):
         found = subprocess.run([sys.executable, "-c", LOOK], cwd=folder, check=True, capture_output=True, text=True).stdout.split()
         assert len(found) == 5 and [path for path in found if not Path(path).is_relative_to(HERE)] == []
-'''
+"""
 
 
 @dataclass(frozen=True)
@@ -68,16 +71,15 @@ class Copy:
             elif source.is_file():
                 shutil.copyfile(source, target)
 
-    def prove(self) -> None:
-        """That tests and their child processes import the copy, not the repository. Raises Unfit."""
-        probe = self.root / "tests" / "test_probe_of_the_copy.py"
-        probe.write_text(_PROBE, encoding="utf-8")
+    @contextmanager
+    def probe(self) -> Iterator[str]:
+        """A test that its tests and their child processes import the copy, not the repository."""
+        path = self.root / PROBE
+        path.write_text(_PROBE, encoding="utf-8")
         try:
-            seen = self.pytest(["tests/test_probe_of_the_copy.py"])
+            yield PROBE
         finally:
-            probe.unlink()
-        if seen.code != 0:
-            raise Unfit(f"the copy is not what its tests import:\n{seen.output}")
+            path.unlink()
 
     def plant(self, mutant: Mutant) -> None:
         mutant.apply(self.root)
