@@ -61,6 +61,7 @@ class Copy:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._before: dict[str, bytes] = {}
         for name in _listed():
             source, target = ROOT / name, root / name
             if not source.is_symlink() and not source.exists():
@@ -82,6 +83,8 @@ class Copy:
             path.unlink()
 
     def plant(self, mutant: Mutant) -> None:
+        """Raises Unfit where it does not apply, or is a slip; `mend` either way."""
+        self._before = {file: (self.root / file).read_bytes() for file in mutant.files if (self.root / file).is_file()}
         mutant.apply(self.root)
         self._forget(mutant)
         python = [file for file in mutant.files if file.endswith(".py")]
@@ -92,8 +95,8 @@ class Copy:
                 raise Unfit(f"{mutant.name}: uses a name that is not there; mend the mutant\n{done.stdout}{done.stderr}")
 
     def mend(self, mutant: Mutant) -> None:
-        for file in mutant.files:
-            shutil.copyfile(ROOT / file, self.root / file)
+        for file, text in self._before.items():
+            (self.root / file).write_bytes(text)
         self._forget(mutant)
 
     def _forget(self, mutant: Mutant) -> None:
