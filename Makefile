@@ -5,13 +5,15 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 CYCLES ?= 300
 JOBS   ?= logical
+IMAGES ?= 50000
 SEED   ?=
+FLIPS  ?= 2000
 ARGS   ?=
 FAST   ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo test lint fmt types cover bench kill-test model sim mutants soak sizes states ci wheel clean
+.PHONY: help venv demo test lint fmt types cover bench kill-test model sim mutants soak sizes states ci wheel clean kill-matrix order-test power-test io-test flip-test
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +56,19 @@ bench: $(STAMP)  ## figures of this machine
 kill-test: $(STAMP)  ## kill -9 at random moments, then check the books  (CYCLES=300 SEED=)
 	@$(PY) -m tests.kill.run --cycles $(CYCLES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
+kill-matrix: $(STAMP)  ## a kill at each fail point of each operation  (ROUNDS=1 SEED=)
+	@$(PY) -m tests.kill.matrix --rounds $(or $(ROUNDS),1) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+order-test: $(STAMP)  ## ordered effects over kills, pauses and nacks  (EFFECTS=20000 SEED=)
+	@$(PY) -m tests.kill.order --effects $(or $(EFFECTS),20000) $(if $(SEED),--seed $(SEED)) $(ARGS)
+power-test: $(STAMP)  ## disks as power cuts would leave them, each opened and judged  (IMAGES=50000 SEED=)
+	@$(PY) -m tests.disk.power --images $(IMAGES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+io-test: $(STAMP)  ## the n-th call on the store's files fails, for every kind and n  (ARGS="--step 5")
+	@$(PY) -m tests.disk.life $(if $(SEED),--seed $(SEED)) $(ARGS)
+flip-test: $(STAMP)  ## bits flipped and ends cut in a stopped store  (FLIPS=2000 SEED=)
+	@$(PY) -m tests.corruption.flips --flips $(FLIPS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
 model: $(STAMP)  ## the protocol models and their planted bugs
 	@$(PY) -m pytest tests/model $(ARGS)
 
@@ -63,8 +78,8 @@ sim: $(STAMP)  ## simulated worlds on virtual time  (SEEDS=300, or SEED=7 alone)
 mutants: $(STAMP)  ## plant each known bug in a copy; its tests must see it  (FAST=10, ARGS=NAME)
 	@$(PY) -m tests.mutants.run $(if $(FAST),--fast $(FAST)) $(ARGS)
 
-soak: $(STAMP)  ## hours of load with memory and disk watched
-	@$(PY) -m benchmarks.soak $(ARGS)
+soak: $(STAMP)  ## a steady load; memory, files, WAL and tables must not grow  (MINUTES=10 RATE=)
+	@$(PY) -m benchmarks.soak --minutes $(or $(MINUTES),10) $(if $(RATE),--rate $(RATE)) $(ARGS)
 
 sizes: $(STAMP)  ## the longest files and functions
 	@$(PY) -m tests.tidy.sizes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import platform
 import sqlite3
@@ -213,7 +214,16 @@ class Calls:
     async def put_group(self, req: Any) -> Answer:
         wanted = parse.group(_name(req.path["group"]), req.body)
         _, made = await self.engine.make(groups.put, wanted)
-        return (201 if made else 200), (await self.get_group(req))[1]
+        return (201 if made else 200), await self._stored_group(req)
+
+    async def _stored_group(self, req: Any) -> Any:
+        """The group after a change, which is stored: a read that fails now is no word about that."""
+        try:
+            return (await self.get_group(req))[1]
+        except Problem as problem:
+            if problem.code != "storage_unavailable":
+                raise
+            raise Problem("outcome_unknown", f"the change was stored, and cannot be read back: {problem.detail}") from problem
 
     async def delete_group(self, req: Any) -> Answer:
         await self.engine.call(groups.remove, Removal(req.path["group"], _reason(req.query)))
@@ -240,11 +250,11 @@ class Calls:
 
     async def pause(self, req: Any) -> Answer:
         await self.engine.call(groups.pause, groups.Pause(req.path["group"], True))
-        return await self.get_group(req)
+        return 200, await self._stored_group(req)
 
     async def resume(self, req: Any) -> Answer:
         await self.engine.call(groups.pause, groups.Pause(req.path["group"], False))
-        return await self.get_group(req)
+        return 200, await self._stored_group(req)
 
     async def dead_letters(self, req: Any) -> Answer:
         after, limit = _int(req.query, "cursor", 0), _limit(req.query)
@@ -282,7 +292,8 @@ class Calls:
             self.checks.check_url(req.body.check_url)
         wanted = producers.ProducerWanted(_name(req.path["producer"]), req.body.check_url, req.body.dialect, os.urandom)
         source, made = await self.engine.make(producers.put, wanted)
-        await self.checks.ways.refresh()
+        with contextlib.suppress(Problem):  # the answer has the secret, once; the ways are read again each second
+            await self.checks.ways.refresh()
         return (201 if made else 200), render.producer(source, {"secret": source.secret} if made else None)
 
     async def delete_producer(self, req: Any) -> Answer:
@@ -318,7 +329,8 @@ class Calls:
 
     async def doctor(self, req: Any) -> Answer:
         findings = await self.engine.read(lambda tx: doctor.run(tx.conn, steps_max=DOCTOR_STEPS_MAX))
-        return 200, {"items": [msgspec.to_builtins(finding) for finding in findings]}
+        restored = await self.engine.read(lambda tx: doctor.restored(tx.conn))
+        return 200, {"items": [msgspec.to_builtins(finding) for finding in findings], "restored": restored}
 
 
 def _history(life: looking.Life) -> list[wire.HistoryEntry]:

@@ -9,11 +9,13 @@ import gc
 import logging
 import os
 import platform
+import resource
 import signal
 import sqlite3
 import sys
 from collections.abc import Mapping
 
+import msgspec
 from aiohttp import web
 
 from halfmsg import __version__
@@ -23,7 +25,7 @@ from . import api, logs, loops
 from .checks import Checks
 from .clock import Clock, SystemClock
 from .engine import Engine
-from .errors import StartError
+from .errors import Problem, StartError
 from .gaps import Gaps
 from .metrics import Metrics
 from .service import verdicts
@@ -37,6 +39,8 @@ GIL_SWITCH_S = 0.001
 """The writer thread and the loop share one interpreter; the default of 5 ms would be the latency of an answer under load."""
 GC_THRESHOLDS = (20_000, 20, 50)
 """Requests leave few cycles behind; at Python's own thresholds full collections show in the p99 of an answer."""
+
+DESCRIPTORS_MAX = 65_536
 
 
 class Coordinator:
@@ -58,8 +62,11 @@ class Coordinator:
         self.engine = self.engine_type(self.settings, self.clock, self.metrics, self._on_broken)
         try:
             await self._open()
-        except BaseException:
+        except BaseException as error:
             await self._close()
+            if isinstance(error, sqlite3.DatabaseError | msgspec.MsgspecError | Problem):
+                path = self.engine.path
+                raise StartError(f"cannot read {path}: {self.broken or error}", f"Look: halfmsg doctor --store {path}. {file.instead(path)}") from error
             raise
 
     async def _open(self) -> None:
@@ -154,6 +161,7 @@ async def serve(settings: Settings) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, coordinator.stopped.set)
+    loop.set_exception_handler(loops.NoDescriptors(coordinator.clock.monotonic))
     await coordinator.start()
     gc.collect()
     gc.freeze()
@@ -173,8 +181,18 @@ async def serve(settings: Settings) -> int:
     return 0
 
 
+def _take_descriptors() -> None:
+    """As many as the administrator allows: the soft limit of 1,024 that shells give is below `stream.connections_max` and its company."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_MAX)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def run(settings: Settings, origins: Mapping[str, str]) -> int:
     """What `halfmsg serve` calls. Raises StartError."""
     logs.configure(dev=settings.dev)
     sys.setswitchinterval(GIL_SWITCH_S)
+    _take_descriptors()
     return asyncio.run(serve(settings))

@@ -30,6 +30,10 @@ class SystemRandom:
         return self._random.random()
 
 
+NOT_APPLIED = ("storage_full", "storage_unavailable", "outcome_unknown")
+"""Answers of the store to a ruling that are no answer about its transaction."""
+
+
 class CheckStore:
     """Claims and rulings as transaction functions."""
 
@@ -58,9 +62,11 @@ class CheckStore:
         return [check_of(each) for each in due]
 
     async def apply_rulings(self, rulings: list[ports.Judged]) -> None:
+        """Raises Problem where the store took none of them: they are asked about again."""
         calls = [(verdicts.apply_ruling, self._ruled(check, ruling, took_ms)) for check, ruling, took_ms in rulings]
-        if calls:
-            await self._engine.submit(calls)
+        for result in await self._engine.submit(calls) if calls else ():
+            if isinstance(result, Problem) and result.code in NOT_APPLIED:
+                raise result
 
     def _ruled(self, check: ports.DueCheck, ruling: Ruling, took_ms: int) -> verdicts.Ruled:
         now = self._engine.clock.now_ms()

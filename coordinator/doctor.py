@@ -330,9 +330,9 @@ def check(conn: sqlite3.Connection, invariant: Invariant, *, limit: int = ROWS_M
     return _asked(conn, invariant.name, f"SELECT * FROM ({invariant.sql}) LIMIT {int(limit)}", invariant.meaning, steps_max)
 
 
-def integrity_check(conn: sqlite3.Connection, *, limit: int = ROWS_MAX, steps_max: int | None = None) -> Finding:
-    """`PRAGMA quick_check`: pages and rows, not whether indexes agree with tables."""
-    found = _asked(conn, "file_is_sound", f"PRAGMA quick_check({int(limit)})", FILE_MEANING, steps_max)
+def integrity_check(conn: sqlite3.Connection, *, limit: int = ROWS_MAX, steps_max: int | None = None, full: bool = False) -> Finding:
+    """`PRAGMA quick_check`: pages and rows; `full` also whether indexes agree with tables (`PRAGMA integrity_check`, about twice the time)."""
+    found = _asked(conn, "file_is_sound", f"PRAGMA {'integrity' if full else 'quick'}_check({int(limit)})", FILE_MEANING, steps_max)
     rows = tuple(row for row in found.rows if list(row.values()) != ["ok"])
     return Finding(found.name, None if found.ok is None else not rows, rows, found.meaning)
 
@@ -351,15 +351,24 @@ def _asked(conn: sqlite3.Connection, name: str, sql: str, meaning: str, steps_ma
         columns = [column[0] for column in cursor.description]
         rows = tuple(dict(zip(columns, map(_plain, row), strict=True)) for row in cursor.fetchall())
     except sqlite3.DatabaseError as error:
-        code = error.sqlite_errorcode & 0xFF
-        if code == sqlite3.SQLITE_INTERRUPT:
+        if _code(error) == sqlite3.SQLITE_INTERRUPT:
             return Finding(name, None, (), meaning)
-        if code == sqlite3.SQLITE_CORRUPT:
-            return Finding(name, False, ({"error": str(error)},), meaning)
-        raise
+        return _unreadable(name, meaning, error)
     finally:
         conn.set_progress_handler(None, 0)
     return Finding(name, not rows, rows, meaning)
+
+
+def _code(error: sqlite3.Error) -> int:
+    """0: not of SQLite but of Python's module, which cannot make a text of damaged bytes."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def _unreadable(name: str, meaning: str, error: sqlite3.DatabaseError) -> Finding:
+    """Damage is a finding; whatever else SQLite says is raised."""
+    if _code(error) not in (0, sqlite3.SQLITE_CORRUPT):
+        raise error
+    return Finding(name, False, ({"error": str(error)},), meaning)
 
 
 def _plain(value: Any) -> Any:
@@ -374,10 +383,17 @@ LEFT JOIN okey k ON k.id = x.okey WHERE x.m >= ? ORDER BY x.m LIMIT 1"""
 
 def check_bodies(conn: sqlite3.Connection, *, limit: int = ROWS_MAX, sample: int = SAMPLE_MESSAGES) -> Finding:
     """P8: compute the digest anew from the stored bytes of `sample` messages, spread evenly over all; `sample` 0 looks at none."""
+    try:
+        return _check_bodies(conn, limit, sample)
+    except sqlite3.DatabaseError as error:
+        return _unreadable("body_is_as_sent", BODY_MEANING, error)
+
+
+def _check_bodies(conn: sqlite3.Connection, limit: int, sample: int) -> Finding:
     first, last = conn.execute("SELECT (SELECT min(m) FROM message), (SELECT max(m) FROM message)").fetchone()
     wrong: list[dict[str, Any]] = []
     after = -1
-    for step in range(sample if first is not None else 0):
+    for step in range(min(sample, last - first + 1) if first is not None else 0):
         wanted = max(first + (last - first) * step // max(sample - 1, 1), after + 1)
         row = conn.execute(_BODY, (wanted,)).fetchone()
         if row is None or len(wrong) >= limit:
@@ -395,3 +411,19 @@ def _is_sound(topic: str, key: bytes | None, tag: bytes | None, extra: bytes, bo
         return message_digest(topic=topic, key=key, tag=words, content_type=content_type, body=body, attributes=attributes) == digest
     except (msgspec.MsgspecError, ValueError, TypeError):
         return False  # damage may reach the types of columns and the UTF-8 of texts
+
+
+def restored(conn: sqlite3.Connection, *, limit: int = ROWS_MAX) -> dict[str, Any] | None:
+    """Of a store that was made from a backup: since when, what was handed in again, and how many keys wait for a number (W15)."""
+    told = dict(conn.execute("SELECT name, v FROM counter WHERE name LIKE 'restored_%'").fetchall())
+    if not told:
+        return None
+    again = "SELECT hex(id) FROM tx WHERE n > ? AND mark < ?"
+    since = (told["restored_n"], told["restored_at"])
+    return {
+        "at": told["restored_at"],
+        "backup_at": told["restored_backup_at"],
+        "again": conn.execute(f"SELECT count(*) FROM ({again} LIMIT 100000)", since).fetchone()[0],
+        "again_ids": [row[0].lower() for row in conn.execute(f"{again} ORDER BY n LIMIT ?", (*since, limit)).fetchall()],
+        "waiting_keys": conn.execute("SELECT count(*) FROM (SELECT DISTINCT okey FROM held LIMIT 100000)").fetchone()[0],
+    }

@@ -61,7 +61,7 @@ class Engine:
         self.path = Path(settings.store)
         self.draining = False
         self.names_stale = False
-        """Somebody who made something was cancelled before its name was read."""
+        """Something was made, and its name could not be read yet."""
         self._gauges_at = -GAUGES_S
         self.on_event: dict[str, Callable[[tuple[Any, ...]], None]] = {}
         self._backend = SqliteBackend(self.path, env=self.env, synchronous=settings.storage.synchronous, now_ms=clock.now_ms())
@@ -102,7 +102,7 @@ class Engine:
         """A command that may bring a new name."""
         try:
             result = await self.call(fn, command)
-            await self.refresh_names()
+            await self.names_changed()
         except asyncio.CancelledError:
             self.names_stale = True
             raise
@@ -186,6 +186,13 @@ class Engine:
         for topic in woken:
             self.hub.wake(topic)
         self.metrics.on_events(events, self.names)
+
+    async def names_changed(self) -> None:
+        """One was made. What cannot be read now is read by the next pass: names are for metrics alone."""
+        try:
+            await self.refresh_names()
+        except Problem:
+            self.names_stale = True
 
     async def refresh_names(self) -> None:
         """Names are few; read them again after one was made."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import shutil
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from .checks import Checks
 from .engine import Engine
@@ -19,22 +21,49 @@ log = logging.getLogger("halfmsg.loops")
 CHECKPOINT_WAL_BYTES = 32 * 1024 * 1024
 BACKLOG_HYSTERESIS = 0.9
 LAG_TIMER_S = 0.25
+NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+NO_DESCRIPTORS_S = 10.0
+TOLD_AGAIN_MS = 10_000
+"""Between two log lines about the same."""
 
 
 async def every(
     seconds: float, name: str, tick: Callable[[], Awaitable[object]], done: Callable[[str, int], None], now_ms: Callable[[], int]
 ) -> None:
-    """Run `tick` for ever; `done(name)` after each success."""
+    """Run `tick` for ever; `done(name)` after each success. A refusal that stays, as of a full disk, is told once in a while."""
+    told: tuple[str, int] = ("", 0)
     while True:
         try:
             await tick()
             done(name, now_ms())
+            told = ("", 0)
         except Problem as problem:
-            if problem.code not in ("draining", "overloaded"):
+            if problem.code not in ("draining", "overloaded") and (problem.code != told[0] or now_ms() - told[1] >= TOLD_AGAIN_MS):
+                told = (problem.code, now_ms())
                 log.warning("%s: %s", name, problem)
         except Exception:
             log.exception("%s failed; it is tried again", name)
         await asyncio.sleep(seconds)
+
+
+class NoDescriptors:
+    """An exception handler of the loop: a connection that cannot be accepted for want of descriptors is one log line in a while.
+
+    asyncio tries again each second and reports every place of the listening queue by itself, with a traceback: a thousand lines a
+    second, written by the loop that has others to serve. Newcomers wait in the kernel's queue meanwhile, and nobody is disconnected.
+    """
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._told_at: float | None = None
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not (isinstance(error, OSError) and error.errno in NO_DESCRIPTORS and "accept" in str(context.get("message"))):
+            loop.default_exception_handler(context)
+        elif self._told_at is None or self._monotonic() - self._told_at >= NO_DESCRIPTORS_S:
+            self._told_at = self._monotonic()
+            log.error("no connection can be accepted: %s; raise the limit of open files (ulimit -n), or use fewer connections", error.strerror)
 
 
 class Ticks:

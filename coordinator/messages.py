@@ -251,6 +251,16 @@ class Flight(Struct, frozen=True):
         return [self.lo + i for i in range(self.hi - self.lo + 1) if not self.done >> i & 1]
 
 
+class Restored(Struct, frozen=True):
+    """Of a store that was made from a backup. Numbers of `arrival` topics below `arrival_floor` may have been given out before."""
+
+    at: int = 0
+    backup_at: int = 0
+    n: int = 0
+    """The last transaction that was in the backup."""
+    arrival_floor: int = 0
+
+
 class Retry(Struct, frozen=True):
     lane: int
     off: int
@@ -279,6 +289,8 @@ class Logged(Struct, frozen=True):
     source: int
     incarnation: int
     by: int
+    mark: int
+    state: int
 
 
 # --- views out -------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .errors import Problem
 from .store.sqlite import file
+from .store.sqlite.backend import meaning
 from .store.sqlite.deliveries import Deliveries
 
 T = TypeVar("T")
@@ -29,20 +31,34 @@ class Reader:
         await self.run(lambda tx: None)
 
     async def run(self, read: Callable[[Deliveries], T]) -> T:
-        """Run `read(tx)` in one snapshot. Raises what it raises; a write raises sqlite3.OperationalError."""
+        """Run `read(tx)` in one snapshot. Raises what it raises; storage_unavailable where the file cannot be read."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._snapshot, read)
 
     def _snapshot(self, read: Callable[[Deliveries], T]) -> T:
-        tx = self._tx
-        if tx is None:
-            conn = sqlite3.connect(file.read_only(self._path), uri=True, isolation_level=None, check_same_thread=False)
-            tx = self._tx = Deliveries(conn, self._env)
-        tx.conn.execute("BEGIN")
         try:
+            tx = self._opened()
+            tx.conn.execute("BEGIN")
             return read(tx)
+        except sqlite3.Error as error:
+            found = meaning(error)
+            if found is error:
+                raise
+            raise Problem("storage_unavailable", f"the store cannot be read: {found}") from error
         finally:
-            tx.conn.execute("ROLLBACK")
-            tx.forget()
+            self._end_snapshot()
+
+    def _opened(self) -> Deliveries:
+        if self._tx is None:
+            conn = sqlite3.connect(file.read_only(self._path), uri=True, isolation_level=None, check_same_thread=False)
+            self._tx = Deliveries(conn, self._env)
+        return self._tx
+
+    def _end_snapshot(self) -> None:
+        """An error may have ended it already; only `in_transaction` tells."""
+        if self._tx is not None:
+            if self._tx.conn.in_transaction:
+                self._tx.conn.execute("ROLLBACK")
+            self._tx.forget()
 
     async def close(self) -> None:
         def end() -> None:

@@ -237,7 +237,7 @@ class Connection:
         self.producers = accepted
         self._said_hello = True
         if accepted:
-            await self.engine.refresh_names()
+            await self.engine.names_changed()
         for name in accepted:
             self.streams.on_hello(name)
         limits = {"frame_bytes": wire.MAX_FRAME_BYTES, "ops": wire.MAX_BATCH_OPS, "messages": wire.MAX_MESSAGES}

@@ -91,6 +91,35 @@ def _waiting(home: Home, limit: int) -> Steps[list[Waiting]]:
     return found
 
 
+class Resent(Struct, frozen=True):
+    """`again`: how many will be handed over again. `bodiless`: committed ones whose bodies only the coordinator had (prepared first)."""
+
+    again: int
+    bodiless: list[Waiting]
+
+
+def resend(url: str, since_ms: int, limit: int = 1_000, prefix: str = "halfmsg_") -> Resent:
+    """Have the relay hand over again what was committed since a time of the coordinator's: it was restored from a backup of then (W8, W15).
+
+    Ids, digests and numbers are the same, so whatever the coordinator still knows is a repeat.
+    """
+    home = Home(url, prefix)
+    try:
+        return home.run_sync(_resend(home, since_ms, limit), transaction=True)
+    finally:
+        home.close_sync()
+
+
+def _resend(home: Home, since_ms: int, limit: int) -> Steps[Resent]:
+    again: Rows = yield home.tables.sql("resend", since_ms)
+    without: Rows = yield home.tables.sql("bodiless", since_ms, limit)
+    found: list[Waiting] = []
+    for (id,) in without:
+        rows: Rows = yield home.tables.sql("numbers_of", bytes(id))
+        found += [Waiting(fence.id_text(id), "", None, sequence, None) for _, sequence, _ in rows]
+    return Resent(len(again), found)
+
+
 def load(target: str) -> Outbox:
     """`package.module:name` of an Outbox. Raises UsageError(bad_name)."""
     module, _, name = target.partition(":")

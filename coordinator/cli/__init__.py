@@ -26,6 +26,8 @@ COMMANDS = {
     "producer": ("producer", "producer", "Who is asked, and how that goes."),
     "outbox": ("outbox", "outbox", "Tables in YOUR database, and the relay."),
     "doctor": ("doctor", "doctor", "Check the invariants of the store."),
+    "backup": ("backup", "backup", "A checked copy of the store, while it runs."),
+    "restore": ("backup", "restore", "A store of a backup."),
     "bench": ("bench", "bench", "Figures of this machine."),
     "config": ("config", "config", "Settings and where they come from."),
 }
@@ -35,7 +37,6 @@ NOT_BUILT = {
     "sink": "",
     "token": "Without tokens the coordinator listens on loopback only",
     "audit": "Forced decisions are in: halfmsg tx show ID",
-    "backup": "Use SQLite's own backup of the store file: sqlite3 FILE '.backup COPY'",
     "migrate": "`halfmsg serve` brings the store to the newest schema by itself",
 }
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import click
 
-from .common import Column, json_option, rows
+from .common import Column, json_option, ms_of, rows
 from .lazy import Failure, Noun, later
 
+MARK_MARGIN_MS = 3_600_000
+"""A transaction's mark is the newest time of the coordinator that its client had seen, so it may be older than the transaction."""
 ADMIN = "halfmsg.outbox.admin"
 NOT_BUILT = {"retry": "The relay tries again by itself", "drop": "Refused rows stay listed: halfmsg outbox ls URL"}
 COLUMNS: tuple[Column, ...] = (
@@ -86,6 +88,24 @@ def relay(target: str) -> None:
     if ":" not in target:
         raise click.UsageError(f"{target!r} is not MODULE:OUTBOX, e.g. orders:outbox")
     raise click.exceptions.Exit(later(ADMIN, "relay", "outbox relay")(target) or 0)
+
+
+@outbox.command()
+@click.argument("url")
+@click.option("--since", required=True, metavar="TIME", help="The time of the backup, as `halfmsg restore` prints it (RFC 3339).")
+@_told
+def resend(url: str, since: str) -> None:
+    """Hand over again what was committed since then, after the coordinator was restored from a backup.
+
+    Harmless for what it still knows: same ids, same numbers. Exit code 1 if there are some whose bodies only the coordinator had.
+    """
+    done = later(ADMIN, "resend", "outbox resend")(url, ms_of(since) - MARK_MARGIN_MS)
+    click.echo(f"{done.again} will be handed over again by the relay")
+    for each in done.bodiless:
+        number = f"  number {each.sequence}" if each.sequence is not None else ""
+        click.echo(f"{each.id}{number}  was prepared first: its body is not here. If the coordinator does not know it, send it anew")
+    if done.bodiless:
+        raise click.exceptions.Exit(1)
 
 
 @outbox.command()

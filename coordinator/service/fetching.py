@@ -14,6 +14,7 @@ from ..digests import message_digest
 from ..errors import Problem
 from ..messages import Delivery, Fetch, Flight, Group, Kind, Logged, Place, Reason, Retry, Topic
 from ..policies import share
+from ..states import State
 from ..store.base import StoreTx
 from .hands import CORRUPT, TOO_MANY_MISSED, Token, give_back_lane
 from .settling import groups_of
@@ -86,6 +87,8 @@ class _Handout:
         self.member = command.member or ""
         self.retries = tx.has_retries(group.id)
         self.missed: tuple[int, ...] = ()
+        self.restored_at = tx.restored().at
+        """What is older was perhaps a dead letter after the backup, named to an inbox as passed over: only a redriven one runs there (R6, W15)."""
 
     def take(self) -> list[Delivery]:
         hand: list[Delivery] = []
@@ -275,9 +278,10 @@ class _Handout:
     def _delivery(self, row: Logged, flight: Flight, missed: tuple[int, ...] | None = None) -> Delivery:
         token = Token(flight.grp, flight.lane, flight.lo, row.off, flight.token)
         source = self.tx.source_by_id(row.source) if row.source else None
+        redriven = flight.redriven or (row.seq is not None and row.mark < self.restored_at)
         return Delivery(
             row, self.topic.name, flight.lane, self.group.name, self.group.generation, flight.attempts + 1, self.now - flight.first_out, str(token),
-            flight.until, source.name if source else None, _source_text(source, row), self.missed if missed is None else missed, flight.redriven,
+            flight.until, source.name if source else None, _source_text(source, row), self.missed if missed is None else missed, redriven,
         )  # fmt: skip
 
 
@@ -290,7 +294,9 @@ def _source_text(source: object, row: Logged) -> str | None:
 
 
 def is_sound(topic: Topic, row: Logged) -> bool:
-    """Bytes out are bytes in (P8): the digest is computed anew from what is about to go out."""
+    """Bytes out are bytes in (P8): the digest is computed anew from what is about to go out. One that is not committed goes to nobody (P1)."""
+    if row.state != State.COMMITTED:
+        return False
     try:
         content_type, attributes, _ = decode_extra(row.extra)
         digest = message_digest(topic=topic.name, key=row.key, tag=row.tag, content_type=content_type, body=row.body, attributes=attributes)

@@ -54,7 +54,7 @@ def claim_due(tx: StoreTx, now: int, command: ClaimDue) -> list[Due]:
 
 def unclaim_all(tx: StoreTx, now: int, _: None) -> int:
     """At start: questions that the last process had under way are asked again now, not when their claims end."""
-    return sum(tx.unclaim(source, now) for source in tx.sources_with_open())
+    return sum(tx.unclaim(source, now) for source in tx.sources_with_undecided())
 
 
 def claim_parked(tx: StoreTx, now: int, command: ClaimDue) -> list[Due]:
@@ -62,8 +62,7 @@ def claim_parked(tx: StoreTx, now: int, command: ClaimDue) -> list[Due]:
     found: list[Due] = []
     for source_id, limit in command.limits.items():
         source = tx.source_by_id(source_id)
-        for row in tx.due_parked(source_id, now, limit):
-            tx.reschedule(row, attempts=row.attempts, next_check=now + int(tx.env.settings.check.parked_interval_s * 1000), reason=row.reason)
+        for row in tx.claim_parked(source_id, now, now + int(tx.env.settings.check.parked_interval_s * 1000), limit):
             found.append(Due(row, source, _topics(tx, row)))
     return found
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from ..messages import By, Flight, Group, Key, Logged, NewMessage, Place, Reason, Retry, Source, Topic, Tx
+from ..messages import By, Flight, Group, Key, Logged, NewMessage, Place, Reason, Restored, Retry, Source, Topic, Tx
 from ..states import State
 
 
@@ -20,6 +20,10 @@ class StoreFull(Exception):
 
 class StoreBroken(Exception):
     """An I/O error: what was being written has an unknown outcome; the process stops and recovers by reopening (fsync is not asked twice)."""
+
+
+class RowDamaged(Exception):
+    """A row that decides contradicts itself: nothing is decided by it, nothing delivered, and nothing written over it."""
 
 
 class Backend(Protocol):
@@ -33,6 +37,9 @@ class Backend(Protocol):
 
     def meaning(self, error: Exception) -> Exception:
         """`StoreFull`, `StoreBroken`, or the error itself: a defect."""
+
+    def relieve(self) -> None:
+        """The disk is full: make what room can be made within what the store has already. May raise as `commit` does."""
 
     def close(self) -> None: ...
     @property
@@ -64,7 +71,9 @@ class Names(Protocol):
     def open_count(self, source: int) -> int:
         """How many of a producer's transactions are prepared now; kept in memory, counted once."""
 
-    def sources_with_open(self) -> list[int]: ...
+    def sources_with_undecided(self) -> list[int]:
+        """Producers with prepared or parked ones."""
+
     def group(self, name: str) -> list[Group]:
         """One for each of its topics; empty: no such group."""
 
@@ -105,11 +114,11 @@ class Transactions(Protocol):
         """Due prepared ones of a producer, moved to `until` so that nobody asks about them twice meanwhile."""
 
     def unclaim(self, source: int, now: int) -> int:
-        """At start, where one process owns the store: what the last one had claimed is due now."""
+        """At start, where one process owns the store: what the last one had claimed, prepared or parked, is due now."""
 
     def parked(self, source: int, after_n: int, limit: int) -> list[Tx]: ...
-    def due_parked(self, source: int, now: int, limit: int) -> list[Tx]:
-        """Parked ones whose time has come, by that time: those that are not due hide nobody."""
+    def claim_parked(self, source: int, now: int, until: int, limit: int) -> list[Tx]:
+        """Parked ones whose time has come, by that time, moved to `until`: those that are not due hide nobody."""
 
     def wake_parked(self, source: int, now: int) -> None:
         """All parked ones of a producer are due now."""
@@ -145,6 +154,9 @@ class Order(Protocol):
     def held_of_message(self, m: int) -> tuple[int, int] | None: ...
     def next_held_key(self, after: int) -> tuple[int, int] | None:
         """(key id, its lowest held number) of the first key past `after`: a walk over the keys with a gap."""
+
+    def skip(self, okey: int, lo: int, hi: int, who: str, why: str, at: int) -> None:
+        """These numbers will not come; a record, so that no hole is unnamed (R14)."""
 
     def is_skipped(self, okey: int, seq: int) -> bool: ...
     def open_key(self, okey: int, n: int) -> None: ...
@@ -184,6 +196,7 @@ class Deliveries(Protocol):
         """All done: the run is deleted."""
 
     def flights_of_lane(self, grp: int, lane: int) -> list[Flight]: ...
+    def free_all_places(self) -> None: ...
     def has_flights(self, grp: int) -> bool: ...
     def expired_flights(self, now: int, limit: int) -> list[Flight]: ...
     def drop_flight(self, flight: Flight) -> None: ...
@@ -220,5 +233,11 @@ class StoreTx(Names, Transactions, Order, Deliveries, Protocol):
     """Settings and what the process keeps in memory (coordinator/env.py)."""
 
     def counter(self, name: str) -> int: ...
+    def put_counter(self, name: str, value: int) -> None:
+        """Make or set one; tokens and numbers are drawn from it anew."""
+
+    def restored(self) -> Restored:
+        """All 0 in a store that is no copy of another."""
+
     def emit(self, event: tuple[Any, ...]) -> None:
         """Told to the process after this transaction is durable, and never otherwise."""

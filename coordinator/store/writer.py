@@ -8,6 +8,7 @@ had written nothing its neighbours go on; else the group is rolled back and run 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections import deque
@@ -16,6 +17,7 @@ from typing import Any
 
 from ..clock import Clock
 from ..errors import Problem
+from . import failpoints
 from .base import Backend, StoreBroken, StoreFull
 
 log = logging.getLogger("halfmsg.store")
@@ -23,6 +25,7 @@ log = logging.getLogger("halfmsg.store")
 Fn = Callable[[Any, int, Any], Any]
 Call = tuple[Fn, Any]
 GROUP_CALLS_MAX = 2_000
+RELIEF_S = 1.0
 OUTSIDE = object()
 
 
@@ -73,6 +76,7 @@ class Writer:
         self._broken: BaseException | None = None
         self._now = 0
         self._turns = 0
+        self._relieved_at: float | None = None
         self._start()
 
     def _start(self) -> None:
@@ -160,9 +164,18 @@ class Writer:
         try:
             job.results = [job.calls[0][1]()]
         except Exception as error:
-            log.exception("maintenance failed")
-            job.results = [Problem("internal", f"maintenance failed: {error}")]
+            job.results = [self._maintenance_failed(self._backend.meaning(error), error)]
         self._answer([job], [], 0.0)
+
+    def _maintenance_failed(self, found: Exception, error: Exception) -> Problem:
+        """A full disk passes; an I/O error is one here as well, or a later sync may lie about this one."""
+        if isinstance(found, StoreFull):
+            return Problem("storage_full", "the disk is full; what is stored is safe")
+        if isinstance(found, StoreBroken):
+            self._break(found, error)
+            return Problem("storage_unavailable", f"the store failed: {found}")
+        log.error("maintenance failed", exc_info=error)
+        return Problem("internal", f"maintenance failed: {error}")
 
     def _run_group(self, jobs: list[Job]) -> None:
         started = self._clock.monotonic()
@@ -170,6 +183,7 @@ class Writer:
         if self._broken is not None:
             self._fail(jobs, Problem("storage_unavailable", "the store failed and the coordinator is stopping"))
         else:
+            failpoints.during(fn for job in jobs for fn, _ in job.calls)
             events = self._attempt(jobs)
         self._answer(jobs, events, self._clock.monotonic() - started)
 
@@ -228,12 +242,33 @@ class Writer:
         found = self._backend.meaning(error)
         if isinstance(found, StoreFull):
             self._fail(jobs, Problem("storage_full", "the disk is full; nothing was stored, and what is stored is safe"))
+            self._relieve()
             return
-        log.critical("the store failed, stopping: %s", found, exc_info=error)
         code = "outcome_unknown" if committing else "storage_unavailable"
         self._fail(jobs, Problem(code, f"the store failed: {found}"))
-        self._broken = found
-        self._loop.call_soon_threadsafe(self._on_broken, found)
+        self._break(found, error)
+
+    def _relieve(self) -> None:
+        """What is in the log already is the room that a full disk has left: moved into the file, the log begins anew in the same space,
+        and acks, which take no more, go on. At most once in `RELIEF_S`, since moving may itself find the disk full half-way."""
+        now = self._clock.monotonic()
+        if self._relieved_at is not None and now - self._relieved_at < RELIEF_S:
+            return
+        self._relieved_at = now
+        try:
+            self._backend.relieve()
+        except Exception as error:
+            found = self._backend.meaning(error)
+            if isinstance(found, StoreBroken):
+                self._break(found, error)
+
+    def _break(self, found: Exception, error: Exception) -> None:
+        """From here on nothing is written; the process is told, once, and stops."""
+        log.critical("the store failed, stopping: %s", found, exc_info=error)
+        if self._broken is None:
+            self._broken = found
+            with contextlib.suppress(RuntimeError):  # the loop is gone
+                self._loop.call_soon_threadsafe(self._on_broken, found)
 
     def _fail(self, jobs: list[Job], problem: Problem) -> None:
         for job in jobs:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.stores import open_sqlite
+from tests.support.stores import changed_by_hand, open_sqlite
 
 DEADLINE_S = 20
 
@@ -69,6 +69,7 @@ def test_newer_database(tmp_path: Path) -> None:
     with conn:
         conn.execute("INSERT INTO migration VALUES (99, '0099_future.sql', 0)")
     conn.close()
+    changed_by_hand(tmp_path / "halfmsg.db")
     done = serve(tmp_path, "--listen", "127.0.0.1:0")
     assert done.returncode == 1
     is_one_line(done, "99", "newer", "pip install")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -98,6 +99,11 @@ def _make(path: Path, ddl: str) -> None:
     with closing(sqlite3.connect(path)) as conn:
         conn.execute("PRAGMA journal_mode = WAL")
         conn.execute(ddl)
+
+
+async def pause(seconds: float) -> None:
+    """Between two transactions of a load."""
+    await asyncio.sleep(seconds)
 
 
 def tell(folder: Path, name: str, what: str) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from tests.kill import load
+from tests.kill.zygote import Fork, Zygote
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 HOST: Final = "127.0.0.1"
@@ -24,7 +25,7 @@ PORTS: Final = range(20_000, 32_000)
 START_S: Final = 30.0  # a loaded machine may take seconds to import
 STOP_S: Final = 15.0
 POLL_S: Final = 0.02
-HALFMSG: Final = "from halfmsg.coordinator.cli import main; main()"
+HALFMSG: Final = "halfmsg.coordinator.cli"
 
 
 class Stuck(Exception):
@@ -36,10 +37,12 @@ class Program:
     """One of them. `started` says whether the running process is up."""
 
     name: str
-    command: list[str]
+    module: str
+    arguments: list[str]
     log: Path
     is_up: Callable[[Program], bool]
-    process: subprocess.Popen[bytes] | None = None
+    zygote: Zygote | None = None
+    process: subprocess.Popen[bytes] | Fork | None = None
     pids: list[int] = field(default_factory=list)
     kills: int = 0
 
@@ -50,9 +53,12 @@ class Program:
         return self.process.pid
 
     def start(self, **environment: str) -> None:
-        """Start it and do not wait."""
-        with self.log.open("ab") as log:
-            self.process = _spawn(self.command, log, self.log.parent, environment)
+        """Start it and do not wait: a fork of the zygote, or without one a fresh interpreter."""
+        if self.zygote is not None:
+            self.process = self.zygote.popen(self.module, self.arguments, self.log, environment)
+        else:
+            with self.log.open("ab") as log:
+                self.process = _spawn([sys.executable, "-m", self.module, *self.arguments], log, self.log.parent, environment)
         self.pids.append(self.process.pid)
 
     def wait_up(self) -> None:
@@ -133,7 +139,7 @@ class Api:
             return None
         finally:
             connection.close()
-        return answer.status, json.loads(text) if "json" in answer.getheader("Content-Type", "") else text.decode()
+        return answer.status, json.loads(text) if text and "json" in answer.getheader("Content-Type", "") else text.decode()
 
     def must(self, method: str, path: str, body: Any = None) -> Any:
         """Raises Stuck for anything but success."""
@@ -180,20 +186,20 @@ class Cast:
             program.end_now()
 
 
-def cast(folder: Path, seed: int, rate: float) -> Cast:
+def cast(folder: Path, seed: int, rate: float, zygote: Zygote | None = None) -> Cast:
     """The programs as they will run; nothing is started."""
-    api = Api(_free_port())
+    api = Api(free_port())
     url = f"http://{HOST}:{api.port}"
     settings = {
         "check.first_delay_s": load.FIRST_CHECK_S, "check.gap_delay_s": 0.05, "check.max_interval_s": 2, "check.question_timeout_s": 3,
         "group.lease_s": load.LEASE_S, "drain_s": 3,
     }  # fmt: skip
-    serve = [sys.executable, "-c", HALFMSG, "serve", "--listen", f"{HOST}:{api.port}", "--store", str(folder / "coordinator.db")]
+    serve = ["serve", "--listen", f"{HOST}:{api.port}", "--store", str(folder / "coordinator.db")]
     serve += [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
 
     def program(module: str, process: str, *more: str) -> Program:
-        command = [sys.executable, "-m", f"tests.kill.{module}", "--process", process, "--folder", str(folder), "--url", url, *more]
-        return Program(process, command, folder / f"{process}.log", lambda self: says(self, "ready"))
+        arguments = ["--process", process, "--folder", str(folder), "--url", url, *more]
+        return Program(process, f"tests.kill.{module}", arguments, folder / f"{process}.log", lambda self: says(self, "ready"), zygote)
 
     def producer(number: int, name: str) -> Program:
         return program("producer", name, "--name", name, "--seed", str(seed * 10 + number), "--rate", str(rate))
@@ -203,7 +209,7 @@ def cast(folder: Path, seed: int, rate: float) -> Cast:
     return Cast(
         folder,
         api,
-        Program("coordinator", serve, folder / "coordinator.log", lambda _: api.is_ready()),
+        Program("coordinator", HALFMSG, serve, folder / "coordinator.log", lambda _: api.is_ready(), zygote),
         [producer(number, name) for number, name in enumerate(load.PRODUCERS)],
         [relay],
         members,
@@ -216,7 +222,7 @@ def says(program: Program, what: str) -> bool:
     return path.exists() and path.read_text() == str(program.pid)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Below the ports that outgoing connections are given: while the coordinator is down, a client of its own could get its port."""
     for port in random.SystemRandom().sample(PORTS, 100):
         with socket.socket() as probe:

@@ -25,10 +25,12 @@ from tests.kill import collect, load
 from tests.kill.plan import GAP, LEASE, RARE, Cycle, Plan
 from tests.kill.processes import Cast, Program, Stuck, cast, says, wait_for
 from tests.kill.report import Report, table
+from tests.kill.zygote import Zygote
 from tests.support import checker, history
 
 ALL_POINTS_FROM: Final = 60
 RATE: Final = 20.0
+PAUSE_S: Final = (0.1, 0.6)
 FIRE_S: Final = 6.0
 SETTLE_S: Final = 1.0
 REST_S: Final = 60.0
@@ -39,8 +41,9 @@ BULK_BYTES: Final = 1_000_000
 class Harness:
     """One run in one folder. `run` ends all that it started, also when it is interrupted."""
 
-    def __init__(self, folder: Path, seed: int, cycles: int, rate: float, say: Any = print) -> None:
-        self.cast: Cast = cast(folder, seed, rate)
+    def __init__(self, folder: Path, seed: int, cycles: int, rate: float, say: Any = print, *, fresh: bool = False) -> None:
+        self.zygote = None if fresh else Zygote(folder)
+        self.cast: Cast = cast(folder, seed, rate, self.zygote)
         self.plan = Plan(seed, failpoints.NAMES)
         self.chance = random.Random(seed + 1)
         self.report = Report(folder, seed)
@@ -60,6 +63,8 @@ class Harness:
             self._judge()
         finally:
             self.cast.end_now()
+            if self.zygote is not None:
+                self.zygote.close()
             self.book.close()
             self._count_firings()
             self.report.seconds = time.monotonic() - began
@@ -110,7 +115,7 @@ class Harness:
     def _one(self, cycle: Cycle) -> None:
         began = time.monotonic()
         what = self._act(cycle)
-        time.sleep(self.chance.uniform(0.4, 1.2))
+        time.sleep(self.chance.uniform(*PAUSE_S))
         self._look_after_all()
         with contextlib.suppress(Stuck):
             self.watcher.look()
@@ -141,6 +146,8 @@ class Harness:
 
     def _fail(self, cycle: Cycle) -> str:
         coordinator = self.cast.coordinator
+        if cycle.point == RARE:
+            self._fill_wal()  # what it leaves is checkpointed as soon as the next one has started
         self._kill(coordinator, "random moment")
         before = self._firings()
         self._start(coordinator, HALFMSG_FAILPOINTS=f"{cycle.point}@{cycle.count}", HALFMSG_FAILPOINT_LOG=str(self.fired_path))
@@ -156,9 +163,7 @@ class Harness:
 
     def _provoke(self, cycle: Cycle) -> None:
         """What the load alone does too seldom."""
-        if cycle.point == RARE:
-            self._fill_wal()
-        elif cycle.point == LEASE:
+        if cycle.point == LEASE:
             time.sleep(SETTLE_S)
             self._zombie(cycle)
         elif cycle.point == GAP:
@@ -264,6 +269,8 @@ class Harness:
         for program in reversed(self.cast.all):
             if (code := program.stop()) != 0:
                 report.problems.append(f"{program.name} ended with {code} on SIGTERM; its log is {program.log}")
+        for finding in collect.findings(load.database(folder, "coordinator")):
+            self.book.add("finding", name=finding.name, rows=list(finding.rows), process="doctor")
         report.problems += [f"odd: {error}" for error in collect.told(folder, self.book)]
         report.messages = collect.truth(folder, self.book)
         report.effects = collect.effects(folder, self.book)
@@ -282,13 +289,14 @@ def main() -> int:
     parser.add_argument("--cycles", type=int, default=300)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--rate", type=float, default=RATE, help="local transactions a second and producer")
+    parser.add_argument("--fresh", action="store_true", help="a fresh interpreter a start, not a fork: ten times slower to start")
     parser.add_argument("--keep", action="store_true", help="leave databases, history and logs where they are")
     given = parser.parse_args()
     seed = given.seed if given.seed is not None else random.SystemRandom().randrange(1_000_000)
     folder = Path(tempfile.mkdtemp(prefix="halfmsg-kill-"))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     print(f"seed {seed}, {given.cycles} cycles, files in {folder}")
-    harness = Harness(folder, seed, given.cycles, given.rate, lambda line: print(line, flush=True))
+    harness = Harness(folder, seed, given.cycles, given.rate, lambda line: print(line, flush=True), fresh=given.fresh)
     try:
         report = harness.run()
     except Stuck as stuck:

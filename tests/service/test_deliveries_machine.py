@@ -59,8 +59,9 @@ class Deliveries(RuleBasedStateMachine):
     @rule(member=st.sampled_from(MEMBERS), count=st.integers(1, 6), lease_s=st.sampled_from((None, 3.0, 20.0)))
     def fetch(self, member: str, count: int, lease_s: float | None) -> None:
         before = self._open_by_member()
-        dead = self._dead()
-        for given in self.world.fetch(member=member, count=count, lease_s=lease_s):
+        hand = self.world.fetch(member=member, count=count, lease_s=lease_s)
+        dead = self._dead()  # after it: taking a lane over ends leases, and a last attempt with them
+        for given in hand:
             at = (given.lane, given.row.off)
             for earlier in self._earlier_of_key(given):
                 settled = earlier in self.acked or earlier in dead

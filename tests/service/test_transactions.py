@@ -449,6 +449,19 @@ def test_p2_what_a_dead_process_was_asking_is_due_at_start(world: World) -> None
     assert len(world.store.run(verdicts.claim_due, claim)) == 1
 
 
+def test_p2_parked_one_that_a_dead_process_was_asking_is_due_at_start(world: World) -> None:
+    """Its one question a day is not lost with the process that was asking it (R4)."""
+    world.topic()
+    parked_transaction(world)
+    claim = verdicts.ClaimDue({world.source.id: 10}, 30_000)
+    assert world.store.run(verdicts.unclaim_all, None) == 0
+    world.later(90_000)
+    assert len(world.store.run(verdicts.claim_parked, claim)) == 1
+    assert world.store.run(verdicts.claim_parked, claim) == []
+    assert world.store.run(verdicts.unclaim_all, None) == 1
+    assert len(world.store.run(verdicts.claim_parked, claim)) == 1
+
+
 def test_check_that_waits_for_its_time_is_not_due_at_start(world: World) -> None:
     """Only what was under way is asked anew: a restart costs no attempts."""
     world.topic()

@@ -6,6 +6,7 @@ import gc
 import os
 import re
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -242,3 +243,23 @@ def _error(code: int) -> sqlite3.OperationalError:
 def test_p3_error_codes_have_one_meaning(code: int, expected: type[Exception]) -> None:
     """Full goes on, damage and I/O errors stop, the rest is a defect; extended codes mean what their base means."""
     assert type(meaning(_error(code))) is expected
+
+
+def test_p9_checkpoint_waits_for_no_reader(tmp_path: Path) -> None:
+    """A reader that stays must not hold up the one writer thread, and with it every command, for SQLite's five seconds."""
+    store = open_sqlite(tmp_path / "store.db")
+    store.do(lambda tx: tx.add_source("a"))
+    reader = sqlite3.connect(file.read_only(store.backend.path), uri=True, isolation_level=None)
+    try:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM source").fetchone()
+        store.do(lambda tx: tx.add_source("b"))
+        began = time.monotonic()
+        store.backend.checkpoint()
+        assert time.monotonic() - began < 2.5
+        assert store.backend._conn.execute("PRAGMA busy_timeout").fetchone() == (5_000,)
+    finally:
+        reader.close()
+    store.backend.checkpoint()
+    assert store.backend.path.with_name("store.db-wal").stat().st_size == 0
+    store.close()

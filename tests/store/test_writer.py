@@ -336,3 +336,22 @@ async def test_failing_maintenance_fails_alone(bench: Bench) -> None:
         await bench.writer.outside(bad)
     await bench.writer.outside(bench.backend.checkpoint)
     assert await bench.writer.call(write, "a") == "a"
+
+
+async def test_p3_maintenance_that_finds_the_disk_broken_stops(bench: Bench) -> None:
+    """An I/O error of a checkpoint is one of the store: a later sync may lie about it. A full disk is not."""
+
+    def fail(code: int) -> None:
+        error = sqlite3.OperationalError("of the disk")
+        error.sqlite_errorcode = code
+        raise error
+
+    with pytest.raises(Problem, match="storage_full"):
+        await bench.writer.outside(lambda: fail(sqlite3.SQLITE_FULL))
+    assert await bench.writer.call(write, "a") == "a"
+    with pytest.raises(Problem, match="storage_unavailable"):
+        await bench.writer.outside(lambda: fail(sqlite3.SQLITE_IOERR_FSYNC))
+    await eventually(lambda: bench.broken, "on_broken")
+    with pytest.raises(Problem, match="storage_unavailable"):
+        await bench.writer.call(write, "later")
+    assert bench.stored() == ["a"] and len(bench.broken) == 1

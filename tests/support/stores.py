@@ -60,6 +60,11 @@ def open_sqlite(path: Path, env: Env | None = None, clock: ManualClock | None = 
     return Store(SqliteBackend(path, env=env, synchronous=synchronous, now_ms=clock.now_ms()), env, clock)
 
 
+def changed_by_hand(path: Path) -> None:
+    """Say that a test changed the file by itself: without page sums the next start asks SQLite and trusts it."""
+    path.with_name(path.name + "-sums").unlink(missing_ok=True)
+
+
 def dump(conn: sqlite3.Connection, *, without: tuple[str, ...] = ()) -> Dump:
     """Every row of every table, in a fixed order."""
     names = [row[0] for row in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]

@@ -26,7 +26,7 @@ LEVELS = (
     ("store", "metrics", "logs", "gauges", "doctor"),
     ("service",),
     ("reader", "hub", "watchdog", "parse", "render", "routes"),
-    ("engine", "ops"),
+    ("engine", "ops", "backup"),
     ("api", "stream", "console", "openapi", "auth", "checks", "gaps", "loops", "sinks", "face"),
     ("app",),
     ("cli", "bench"),

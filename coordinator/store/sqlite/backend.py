@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from pathlib import Path
 from typing import Any
 
+from ...errors import StartError
 from .. import failpoints
 from ..base import StoreBroken, StoreFull
-from . import file
+from . import file, sums
 from .base import Q
 from .deliveries import Deliveries
+from .sums import PageSums
 
+log = logging.getLogger("halfmsg.store")
 _FULL = {sqlite3.SQLITE_FULL}
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _BROKEN = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
 
 
@@ -33,16 +38,32 @@ class SqliteBackend:
         self.path = path
         self._lock = file.lock(path)
         try:
+            self._sums, known, torn = _judge(path, synchronous)
             self._conn = file.connect(path, synchronous)
         except BaseException:
             self._lock.close()
             raise
         try:
+            if not known:
+                file.check_pages(self._conn, path)
             file.migrate(self._conn, path, now_ms)
-        except BaseException:
+            if not known:
+                self._sums.save()
+            if torn:
+                self._note_torn(torn, now_ms)
+        except BaseException as error:
             self.close()
+            if isinstance(error, sqlite3.Error) and meaning(error) is not error:  # else a defect of the migration, with its traceback
+                raise file.refusal(path, error) from error
             raise
         self._tx = Deliveries(self._conn, env)
+
+    def _note_torn(self, frames: int, now_ms: int) -> None:
+        """Where nothing tells a write that a power cut tore from damage to the last commit, it is written down."""
+        words = f"the log ended with {frames} unreadable pages of one transaction: torn by a power cut, or the last commit, damaged"
+        log.warning("%s: %s", self.path, words)
+        act = ("coordinator", "store.open", str(self.path.name), words)
+        self._conn.execute("INSERT INTO audit (at, actor, act, target, reason) VALUES (?, ?, ?, ?, ?)", (now_ms, *act))
 
     @property
     def tx(self) -> Deliveries:
@@ -62,6 +83,8 @@ class SqliteBackend:
         failpoints.hit("applied")
         self._conn.execute("COMMIT")
         failpoints.hit("committed")
+        if self._sums.is_due(file.WAL_PAGES):
+            self._checkpoint_if_room()
 
     def rollback(self) -> None:
         """An error may have rolled back already; only `in_transaction` tells."""
@@ -70,16 +93,70 @@ class SqliteBackend:
         self._tx.forget()
 
     def meaning(self, error: Exception) -> Exception:
+        """Damage that SQLite meets ends the page sums: the next start has SQLite look at the whole file, and refuses; no loop of crashes."""
+        if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+            self._sums.give_up()
         return meaning(error)
 
     def changes(self) -> int:
         return self._conn.total_changes
 
     def checkpoint(self) -> None:
-        """Bound the WAL while idle. A reader in the way is no error: the next one gets further."""
+        """Bound the WAL while idle. A reader in the way is no error, and nobody waits for it: the next checkpoint gets further."""
         failpoints.hit("checkpoint")
-        self._conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        (patience_ms,) = self._conn.execute("PRAGMA busy_timeout").fetchone()
+        self._conn.execute("PRAGMA busy_timeout = 0").fetchall()
+        try:
+            self._checkpoint("PASSIVE")
+            self._conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        finally:
+            self._conn.execute(f"PRAGMA busy_timeout = {int(patience_ms)}").fetchall()
+
+    def relieve(self) -> None:
+        """Move what can be moved from the WAL to the file, waiting for nobody: then the next transaction writes at its beginning."""
+        self._checkpoint("PASSIVE")
+
+    def _checkpoint_if_room(self) -> None:
+        """The commit is durable without it: a full disk is no error of that commit. A failed fsync is not asked twice, so that one stops."""
+        try:
+            self._checkpoint("PASSIVE")
+        except sqlite3.Error as error:
+            if not isinstance(meaning(error), StoreFull):
+                raise
+            log.warning("no room for a checkpoint; the log grows until there is: %s", error)
+
+    def _checkpoint(self, mode: str) -> None:
+        """To the main file, then the sums of its pages, before anything else is written: then alone the log may begin anew."""
+        _, frames, _ = self._conn.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+        failpoints.hit("checkpointed")
+        self._sums.update(frames)
 
     def close(self) -> None:
-        self._conn.close()
-        self._lock.close()
+        try:
+            if not self._conn.in_transaction:
+                self._checkpoint("PASSIVE")
+        except sqlite3.Error:
+            log.exception("the last checkpoint failed; the next start makes it")
+        finally:
+            self._conn.close()
+            self._sums.close()
+            self._lock.close()
+
+
+def _judge(path: Path, synchronous: str) -> tuple[PageSums, bool, int]:
+    """(the page sums, are they known to be right, torn frames). Raises StartError for damage, before SQLite touches anything."""
+    if file.half_way(path).exists():
+        cause = f"a restore of {path} was cut short: {file.half_way(path)} is there"
+        raise StartError(cause, f"Do it again: halfmsg restore FILE --store {path} --replace")
+    if not path.exists() or path.stat().st_size == 0:
+        sums.sums_path(path).unlink(missing_ok=True)
+    found, wrong = file.look(path)
+    words = file.damage(path, found, wrong)
+    if words is not None:
+        raise StartError(words, file.instead(path))
+    file.check_version(path)
+    stored = sums.load(path) if wrong is not None else None
+    fresh = stored is None and path.exists() and path.stat().st_size > 0
+    if fresh and (size := sums.page_size(path)) is not None:
+        stored = size, sums.of_file(path, size)
+    return PageSums(path, stored, sync=synchronous != "OFF"), not fresh, found.torn

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
-from ...messages import Group, Source, Topic
+from ...messages import Group, Restored, Source, Topic
 from ..queries import Queries
 
 Q: Any = Queries("sqlite")
@@ -27,6 +27,7 @@ class Memory:
         self.lane_ends: dict[tuple[int, int], int] = {}
         self.open_counts: dict[int, int] = {}
         self.counters: dict[str, int] = {}
+        self.restored: Restored | None = None
 
 
 class Connected:
@@ -60,6 +61,17 @@ class Connected:
         if value is None:
             value = self.memory.counters[name] = int(self.one(Q.counter_get, name)[0])
         return value
+
+    def put_counter(self, name: str, value: int) -> None:
+        self.run(Q.counter_put, name, value)
+        self.memory.counters[name] = value
+        self.memory.restored = None
+
+    def restored(self) -> Restored:
+        if self.memory.restored is None:
+            rows = (self.one(Q.counter_get, f"restored_{name}") for name in Restored.__struct_fields__)
+            self.memory.restored = Restored(*(0 if row is None else int(row[0]) for row in rows))
+        return self.memory.restored
 
     def set_counter(self, name: str, value: int) -> None:
         self.memory.counters[name] = value

@@ -67,6 +67,9 @@ class Deliveries(Order):
     def flights_of_lane(self, grp: int, lane: int) -> list[Flight]:
         return [flight_of(row) for row in self.all(Q.flights_of_lane, grp, lane)]
 
+    def free_all_places(self) -> None:
+        self.run("UPDATE place SET owner = NULL, token = 0, until = 0 WHERE owner IS NOT NULL")
+
     def has_flights(self, grp: int) -> bool:
         return self.one(Q.flight_any_of_grp, grp) is not None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -11,11 +13,16 @@ from pathlib import Path
 from typing import IO
 
 from ...errors import StartError
+from .. import failpoints
+from . import sums, wal
 
 _MIGRATION = re.compile(r"^(\d{4})_\w+\.sql$")
 _SAFE_SQLITE = (3, 51, 3)
 WAL_PAGES = 4_000
 JOURNAL_BYTES_MAX = 64 * 1024 * 1024
+BACKUP_TABLE = "backup"
+"""Only a file that `halfmsg backup` wrote has it."""
+_OF_THE_DISK = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_READONLY}
 
 
 def migrations() -> list[tuple[int, str, str]]:
@@ -41,16 +48,31 @@ def lock(path: Path) -> IO[str]:
         holder = handle.read().strip() or "another process"
         handle.close()
         raise StartError(f"{path} is in use by {holder}", "Stop that coordinator, or name another file with --store", 75) from error
-    handle.truncate(0)
-    handle.write(f"process {os.getpid()}")
-    handle.flush()
+    try:
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()}")
+        handle.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            handle.close()
+        raise StartError(f"cannot write {lock_path}: {error.strerror}", _room(error)) from error
     return handle
+
+
+FULL = "The disk is full: make room and start again; what is stored is safe"
+
+
+def _room(error: OSError) -> str:
+    return FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Look at the disk, or name another file with --store"
 
 
 def connect(path: Path, synchronous: str) -> sqlite3.Connection:
     """The one connection that writes and checkpoints. `synchronous` FULL keeps P3; it is read back, since builds differ."""
     try:
         conn = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=512)
+    except sqlite3.Error as error:
+        raise refusal(path, error) from error
+    try:
         conn.execute("PRAGMA journal_mode = WAL")
         conn.execute(f"PRAGMA synchronous = {synchronous}")
         conn.execute("PRAGMA temp_store = MEMORY")
@@ -58,12 +80,21 @@ def connect(path: Path, synchronous: str) -> sqlite3.Connection:
         conn.execute("PRAGMA secure_delete = OFF")
         conn.execute("PRAGMA cache_size = -65536")
         conn.execute("PRAGMA foreign_keys = OFF")
-        conn.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
+        conn.execute("PRAGMA wal_autocheckpoint = 0")  # backend.py does it at WAL_PAGES, and takes the pages' sums
         conn.execute(f"PRAGMA journal_size_limit = {JOURNAL_BYTES_MAX}")
         _check_settings(conn, path, synchronous)
-    except sqlite3.Error as error:
-        raise StartError(f"cannot open {path}: {error}", _remedy(path, error)) from error
+    except BaseException as error:
+        conn.close()
+        if isinstance(error, sqlite3.Error):
+            raise refusal(path, error) from error
+        raise
     return conn
+
+
+def refusal(path: Path, error: sqlite3.Error) -> StartError:
+    """An error of opening, recovering or migrating, as the one line that a person gets."""
+    name = getattr(error, "sqlite_errorname", "")
+    return StartError(f"cannot open {path}: {error}{f' ({name})' if name else ''}", _remedy(path, error))
 
 
 def _check_settings(conn: sqlite3.Connection, path: Path, synchronous: str) -> None:
@@ -79,32 +110,120 @@ def _check_settings(conn: sqlite3.Connection, path: Path, synchronous: str) -> N
 
 def _remedy(path: Path, error: sqlite3.Error) -> str:
     text = str(error)
-    if "not a database" in text or "malformed" in text:
-        return "It is no halfmsg store or is damaged; keep a copy and start with another --store"
+    if "not a database" in text or "malformed" in text or "corrupt" in text:
+        return f"It is no halfmsg store or is damaged. {instead(path)}"
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
+        return FULL
     return f"Check that {path.parent or '.'} exists and is writable, or name another file with --store"
+
+
+def instead(path: Path) -> str:
+    """The next command where a store cannot be trusted."""
+    return (
+        f"Keep a copy, then restore a backup: halfmsg restore BACKUP --store {path} --replace; "
+        f"or go on with what can be read: halfmsg restore {path} --store {path} --replace --accept-loss"
+    )
+
+
+def half_way(path: Path) -> Path:
+    """What `halfmsg restore` builds before it takes the place of the store."""
+    return path.with_name(path.name + ".restoring")
+
+
+def in_use(path: Path) -> bool:
+    """Has a coordinator the file? Nothing is made, and nothing kept."""
+    try:
+        handle = path.with_name(path.name + ".lock").open("rb")
+    except OSError:
+        return False
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def look(path: Path) -> tuple[wal.Wal, list[int] | None]:
+    """(the log, pages that are not as they were written) of a store that nobody uses. No SQLite is opened: that would change the log's index."""
+    if not path.exists():
+        return wal.inspect(path), None
+    log = wal.inspect(path)
+    return log, sums.wrong_pages(path, log.pages)
+
+
+def damage(path: Path, log: wal.Wal, wrong: list[int] | None) -> str | None:
+    """One sentence that says what and where; None where nothing is known to be wrong."""
+    if log.damage is not None:
+        return log.damage
+    if not wrong:
+        return None
+    shown = ", ".join(map(str, wrong[:5])) + (", …" if len(wrong) > 5 else "")
+    return f"{path} has {len(wrong)} pages that are not what the coordinator wrote (damage, or another program changed the file): page {shown}"
+
+
+def check_pages(conn: sqlite3.Connection, path: Path) -> None:
+    """For a file without page sums: SQLite's own look. Raises StartError."""
+    try:
+        [(found,), *_] = conn.execute("PRAGMA quick_check(1)").fetchall()
+    except sqlite3.DatabaseError as error:
+        found = str(error)
+    if found != "ok":
+        raise StartError(f"{path} is damaged: {' '.join(str(found).split())}", instead(path))
+
+
+def check_version(path: Path) -> None:
+    """Refuse what is not ours, or newer, before anything is written to it. Raises StartError."""
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    try:
+        conn = sqlite3.connect(read_only(path), uri=True, isolation_level=None)
+    except sqlite3.Error as error:
+        raise StartError(f"cannot open {path}: {error}", _remedy(path, error)) from error
+    try:
+        refuse_newer(_version(conn, path), path)
+    finally:
+        conn.close()
+
+
+def refuse_newer(have: int, path: Path) -> None:
+    newest = migrations()[-1][0]
+    if have > newest:
+        raise StartError(
+            f"{path} has schema {have}, newer than this halfmsg knows ({newest})", "Install the newer halfmsg: pip install --upgrade halfmsg"
+        )
 
 
 def migrate(conn: sqlite3.Connection, path: Path, now_ms: int) -> None:
     """Bring the file to the newest schema, one transaction a step. A file newer than the code is refused and not touched."""
     known = migrations()
     have = _version(conn, path)
-    if have > known[-1][0]:
-        raise StartError(
-            f"{path} has schema {have}, newer than this halfmsg knows ({known[-1][0]})",
-            "Install the newer halfmsg: pip install --upgrade halfmsg",
-        )
+    refuse_newer(have, path)
     for number, name, text in known:
         if number > have:
-            _apply(conn, number, name, text, now_ms)
+            try:
+                _apply(conn, number, name, text, now_ms)
+            except sqlite3.DatabaseError as error:
+                if error.sqlite_errorcode & 0xFF not in _OF_THE_DISK:
+                    raise
+                raise StartError(f"cannot bring {path} to schema {number}: {error}; it is as it was", _remedy(path, error)) from error
 
 
 def _version(conn: sqlite3.Connection, path: Path) -> int:
-    tables = {row[0] for row in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()}
-    if not tables:
-        return 0
-    if "migration" not in tables:
-        raise StartError(f"{path} is a SQLite file of something else", "Name another file with --store")
-    return int(conn.execute("SELECT max(n) FROM migration").fetchone()[0] or 0)
+    try:
+        tables = {row[0] for row in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()}
+        if not tables:
+            return 0
+        if "migration" not in tables:
+            raise StartError(f"{path} is a SQLite file of something else", "Name another file with --store")
+        if BACKUP_TABLE in tables:
+            raise StartError(
+                f"{path} is a backup: numbers and leases given out after it would be given out again",
+                f"Make a store of it: halfmsg restore {path} --store NEW",
+            )
+        return int(conn.execute("SELECT max(n) FROM migration").fetchone()[0] or 0)
+    except sqlite3.DatabaseError as error:
+        raise StartError(f"cannot read {path}: {error}", _remedy(path, error)) from error
 
 
 def _apply(conn: sqlite3.Connection, number: int, name: str, text: str, now_ms: int) -> None:
@@ -112,8 +231,11 @@ def _apply(conn: sqlite3.Connection, number: int, name: str, text: str, now_ms: 
     try:
         for statement in _statements(text):
             conn.execute(statement)
+            failpoints.hit("migrating")
         conn.execute("INSERT INTO migration (n, name, at) VALUES (?, ?, ?)", (number, name, now_ms))
+        failpoints.hit("migrating")
         conn.execute("COMMIT")
+        failpoints.hit("migrated")
     except BaseException:
         if conn.in_transaction:
             conn.execute("ROLLBACK")

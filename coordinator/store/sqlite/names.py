@@ -133,13 +133,13 @@ class Names(Connected):
         if source in self.memory.open_counts:  # else the first look counts, with this row in it
             self.memory.open_counts[source] += by
 
-    def sources_with_open(self) -> list[int]:
+    def sources_with_undecided(self) -> list[int]:
+        found: list[int] = []
         name = ""
         while rows := self.all(Q.source_page, name, 1_000):
-            for row in rows:
-                self.open_count(row[0])
+            found += [row[0] for row in rows if self.source_has_undecided(row[0])]
             name = rows[-1][1]
-        return [source for source, count in self.memory.open_counts.items() if count > 0]
+        return found
 
     def group(self, name: str) -> list[Group]:
         found = self.memory.groups.get(name)

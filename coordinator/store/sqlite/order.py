@@ -71,6 +71,9 @@ class Order(Transactions):
         row: tuple[int, int] | None = self.one(Q.held_next_key, after)
         return row
 
+    def skip(self, okey: int, lo: int, hi: int, who: str, why: str, at: int) -> None:
+        self.run(Q.skipped_insert, okey, lo, hi, who, why, at)
+
     def is_skipped(self, okey: int, seq: int) -> bool:
         return self.one(Q.skipped_at, okey, seq, seq) is not None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,23 +10,44 @@ from ... import ids
 from ...messages import By, NewMessage, Tx
 from ...states import State
 from .. import failpoints
+from ..base import RowDamaged
 from .base import Q
 from .names import Names
 
+log = logging.getLogger("halfmsg.store")
 NOTES_MAX = 100
+_STATES, _BY = frozenset(State), frozenset(By)
 CLAIMED = "being asked"
 """`tx.reason` of a claimed check: a process that dies in the middle of a question leaves it, and the next one asks at once."""
 
 
 def tx_of(row: tuple[Any, ...]) -> Tx:
+    """Raises RowDamaged where state, decision and next check contradict each other: one flipped bit of the state always makes them."""
     n, id, source, state, digest, msgs, mark, first_at, decided_at, decided_by, attempts, next_check, reason = row
+    decided = state in (State.COMMITTED, State.ROLLED_BACK)
+    agreed = {decided_at is not None, decided_by is not None, next_check is None} == {decided}
+    if state not in _STATES or not agreed or (decided and decided_by not in _BY):
+        raise RowDamaged(f"the row of transaction number {n} is damaged (state {state!r}); look: halfmsg doctor")
     by = None if decided_by is None else By(decided_by)
     return Tx(n, id, source, State(state), digest, msgs, mark, first_at, decided_at, by, attempts, next_check, reason)
+
+
+def _sound(rows: list[tuple[Any, ...]]) -> list[Tx]:
+    """A damaged one must not hide its neighbours."""
+    found = []
+    for row in rows:
+        try:
+            found.append(tx_of(row))
+        except RowDamaged as error:
+            log.error("%s", error)
+    return found
 
 
 class Transactions(Names):
     def find(self, id: bytes) -> Tx | None:
         row = self.one(Q.tx_by_id, id)
+        if row is not None and row[1] != id:
+            raise RowDamaged(f"the index of transactions leads from {ids.format_id(id)} to another one; look: halfmsg doctor")
         return None if row is None else tx_of(row)
 
     def find_n(self, n: int) -> Tx | None:
@@ -72,22 +94,25 @@ class Transactions(Names):
         self.run(Q.tx_reschedule, attempts, next_check, reason, tx.n)
 
     def claim_due(self, source: int, now: int, until: int, limit: int) -> list[Tx]:
-        return sorted((tx_of(row) for row in self.all(Q.tx_claim_due, until, CLAIMED, source, now, limit)), key=lambda tx: tx.n)
+        return sorted(_sound(self.all(Q.tx_claim_due, until, CLAIMED, source, now, limit)), key=lambda tx: tx.n)
 
     def unclaim(self, source: int, now: int) -> int:
-        return self.run(Q.tx_unclaim, now, source, CLAIMED)
+        return self.run(Q.tx_unclaim, now, source, CLAIMED) + self.run(Q.tx_unclaim_parked, now, source, CLAIMED)
 
     def parked(self, source: int, after_n: int, limit: int) -> list[Tx]:
-        return [tx_of(row) for row in self.all(Q.tx_parked_of, source, after_n, limit)]
+        return _sound(self.all(Q.tx_parked_of, source, after_n, limit))
 
-    def due_parked(self, source: int, now: int, limit: int) -> list[Tx]:
-        return [tx_of(row) for row in self.all(Q.tx_parked_due, source, now, limit)]
+    def claim_parked(self, source: int, now: int, until: int, limit: int) -> list[Tx]:
+        rows = _sound(self.all(Q.tx_parked_due, source, now, limit))
+        for row in rows:
+            self.reschedule(row, attempts=row.attempts, next_check=until, reason=CLAIMED)
+        return rows
 
     def wake_parked(self, source: int, now: int) -> None:
         self.run(Q.tx_wake_parked, now, source, now)
 
     def open_of(self, source: int, limit: int) -> list[Tx]:
-        return [tx_of(row) for row in self.all(Q.tx_open_of, source, limit)]
+        return _sound(self.all(Q.tx_open_of, source, limit))
 
     def ask_soon(self, n: int, at: int) -> None:
         self.run(Q.tx_ask_soon, at, n, at)

@@ -151,7 +151,7 @@ def test_sources_with_open_names_those_that_have_some(open_store: OpenStore) -> 
     store = open_store()
     a, b = (store.do(lambda tx, n=name: tx.add_source(n)) for name in ("a", "b"))
     insert(store, half(1, source=b.id), half(2, source=a.id, state=State.COMMITTED))
-    assert open_store().tx.sources_with_open() == [b.id]
+    assert open_store().tx.sources_with_undecided() == [b.id]
 
 
 def test_claim_due_takes_the_due_ones_of_a_producer_once(store: Store) -> None:

@@ -68,6 +68,8 @@ UPDATE tx SET next_check = ?, reason = ? WHERE n IN (SELECT n FROM tx WHERE sour
 RETURNING n, id, source, state, digest, msgs, mark, first_at, decided_at, decided_by, attempts, next_check, reason;
 -- name: tx_unclaim
 UPDATE tx SET next_check = ? WHERE source = ? AND state = 0 AND reason = ?;
+-- name: tx_unclaim_parked
+UPDATE tx SET next_check = ? WHERE source = ? AND state = 3 AND reason = ?;
 -- name: tx_parked_of
 SELECT n, id, source, state, digest, msgs, mark, first_at, decided_at, decided_by, attempts, next_check, reason FROM tx WHERE source = ? AND state = 3 AND n > ? ORDER BY n LIMIT ?;
 -- name: tx_parked_due
@@ -133,6 +135,8 @@ SELECT okey, seq FROM held WHERE m = ?;
 SELECT okey, seq FROM held WHERE okey > ? ORDER BY okey, seq LIMIT 1;
 -- name: held_of_key
 SELECT seq, m FROM held WHERE okey = ? ORDER BY seq LIMIT ?;
+-- name: skipped_insert
+INSERT INTO skipped (okey, lo, hi, who, why, at) VALUES (?, ?, ?, ?, ?, ?);
 -- name: skipped_at
 SELECT 1 FROM skipped WHERE okey = ? AND lo <= ? AND hi >= ? LIMIT 1;
 -- name: open_key_insert
@@ -152,7 +156,7 @@ SELECT okey, seq, m FROM log WHERE topic = ? AND lane = ? AND off = ?;
 -- name: log_last_at
 SELECT at FROM log WHERE topic = ? AND lane = ? AND off = ?;
 -- name: log_run
-SELECT g.off, g.m, g.seq, g.at, g.okey, k.key, CAST(x.tag AS BLOB), CAST(x.extra AS BLOB), CAST(x.body AS BLOB), CAST(x.digest AS BLOB), t.id, t.source, k.incarnation, t.decided_by
+SELECT g.off, g.m, g.seq, g.at, g.okey, k.key, CAST(x.tag AS BLOB), CAST(x.extra AS BLOB), CAST(x.body AS BLOB), CAST(x.digest AS BLOB), t.id, t.source, k.incarnation, t.decided_by, t.mark, t.state
 FROM log g JOIN message x ON x.m = g.m JOIN tx t ON t.n = g.m >> 10 LEFT JOIN okey k ON k.id = g.okey
 WHERE g.topic = ? AND g.lane = ? AND g.off >= ? AND g.off < ? ORDER BY g.off LIMIT ?;
 
@@ -253,6 +257,8 @@ SELECT id, grp, topic, lane, off, okey, seq, m, reason, attempts, first_out, at,
 DELETE FROM dead WHERE grp = ?;
 -- name: counter_get
 SELECT v FROM counter WHERE name = ?;
+-- name: counter_put
+INSERT INTO counter (name, v) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET v = excluded.v;
 -- name: counter_set
 UPDATE counter SET v = ? WHERE name = ?;
 -- name: counter_raise

@@ -1,0 +1,176 @@
+"""A checksum of each page of the main file, in `FILE-sums` beside it: SQLite has none, and one flipped bit can be a decision.
+
+The main file changes in checkpoints alone, and the one writer makes them. So each checkpoint is followed, before anything else is
+written, by the sums of the pages that stood in the log. A crash between the two leaves those pages in the log, where they have
+checksums of SQLite's own and hide what the main file has: at start a page is judged by its sum only if the log does not have it.
+That also makes a torn write of this file harmless. It is no part of the data: without it the file is checked by SQLite and trusted.
+"""
+
+from __future__ import annotations
+
+import array
+import logging
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Final
+
+from . import wal
+
+log = logging.getLogger("halfmsg.store")
+
+_MAGIC: Final = b"halfmsg sums 1\n\0"
+_HEAD: Final = struct.Struct("=16sI12x")
+_BLOCK: Final = 1_024
+_CHUNK_PAGES: Final = 1_024
+_TOO_MANY: Final = 1 << 32
+
+
+def sums_path(path: Path) -> Path:
+    return path.with_name(path.name + "-sums")
+
+
+def page_size(path: Path) -> int | None:
+    """As the main file's header says; None where that is not a page size."""
+    with path.open("rb") as file:
+        head = file.read(18)
+    size = int.from_bytes(head[16:18], "big")
+    size = 65_536 if size == 1 else size
+    return size if len(head) == 18 and size in {512 << n for n in range(8)} else None
+
+
+def of_file(path: Path, size: int) -> array.array[int]:
+    """Reads the whole file, outside SQLite: only while no connection of this process is open."""
+    found = array.array("I")
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(size * _CHUNK_PAGES):
+            view = memoryview(chunk)
+            found.extend(zlib.crc32(view[at : at + size]) for at in range(0, len(chunk), size))
+    return found
+
+
+def load(path: Path) -> tuple[int, array.array[int]] | None:
+    """(page size, sums) as stored; None where there is no such file, or it is none of ours."""
+    try:
+        data = sums_path(path).read_bytes()
+    except OSError:
+        return None
+    if len(data) < _HEAD.size or (len(data) - _HEAD.size) % 4 or data[:16] != _MAGIC:
+        return None
+    found = array.array("I")
+    found.frombytes(data[_HEAD.size :])
+    return _HEAD.unpack(data[: _HEAD.size])[1], found
+
+
+def wrong_pages(path: Path, log_pages: frozenset[int]) -> list[int] | None:
+    """Numbers of the pages that are not as the coordinator wrote them; None: there are no sums to judge by."""
+    known = load(path)
+    if known is None or not path.exists():
+        return None
+    size, stored = known
+    found = of_file(path, size)
+    if found == stored and path.stat().st_size % size == 0:
+        return []
+    last = max(len(found), len(stored))
+    wrong = [n for n in range(1, last + 1) if n > len(found) or n > len(stored) or found[n - 1] != stored[n - 1]]
+    return [n for n in wrong if n not in log_pages]
+
+
+class PageSums:
+    """Kept by the writer. `stored` None: begin with none, as for a new file."""
+
+    def __init__(self, path: Path, stored: tuple[int, array.array[int]] | None, *, sync: bool) -> None:
+        self._path, self._sync = path, sync
+        self._size, self._sums = stored if stored is not None else (0, array.array("I"))
+        self._salts, self._seen = b"", 0
+        self._wal: int | None = None
+        self._file: int | None = None
+
+    def is_due(self, frames: int) -> bool:
+        """Has the log so many frames? Two small reads."""
+        fd = self._log()
+        if fd is None:
+            return False
+        head = os.pread(fd, wal.HEADER, 0)
+        size = int.from_bytes(head[8:12], "big")
+        frame = os.pread(fd, wal.FRAME, wal.HEADER + (frames - 1) * (wal.FRAME + size))
+        return len(frame) == wal.FRAME and frame[8:16] == head[16:24]
+
+    def update(self, frames: int) -> None:
+        """Take the sums of the first `frames` frames of the log. An error costs the sums, not the store."""
+        try:
+            self._update(frames)
+        except OSError as error:
+            log.warning("page sums cannot be kept and are given up until the next start: %s", error)
+            self.give_up()
+
+    def _update(self, frames: int) -> None:
+        fd = self._log()
+        if fd is None or frames <= 0 or self._size == _TOO_MANY:
+            return
+        head = os.pread(fd, wal.HEADER, 0)
+        size = int.from_bytes(head[8:12], "big")
+        if self._size not in (0, size):
+            raise OSError(f"the log has pages of {size} bytes, the file of {self._size}")
+        self._size = size
+        if head[16:24] != self._salts:
+            self._salts, self._seen = head[16:24], 0
+        changed = self._take(fd, frames)
+        self._seen = max(self._seen, frames)
+        if changed:
+            self._store(changed)
+
+    def _take(self, fd: int, frames: int) -> set[int]:
+        step = wal.FRAME + self._size
+        changed: set[int] = set()
+        for first in range(self._seen, frames, 256):
+            data = memoryview(os.pread(fd, step * min(256, frames - first), wal.HEADER + first * step))
+            for at in range(0, len(data) - step + 1, step):
+                page = int.from_bytes(data[at : at + 4], "big")
+                if page > len(self._sums):
+                    changed.update(range(len(self._sums) // _BLOCK, (page - 1) // _BLOCK + 1))
+                    self._sums.extend([self._of_a_hole()] * (page - len(self._sums)))
+                self._sums[page - 1] = zlib.crc32(data[at + wal.FRAME : at + step])
+                changed.add((page - 1) // _BLOCK)
+        return changed
+
+    def _of_a_hole(self) -> int:
+        """A page that was taken and freed again may never be written: the file has zeros there."""
+        return zlib.crc32(bytes(self._size))
+
+    def save(self) -> None:
+        """All of them: what was computed from a file that had none."""
+        if self._size:
+            self._store(set(range(len(self._sums) // _BLOCK + 1)))
+
+    def _store(self, blocks: set[int]) -> None:
+        if self._file is None:
+            self._file = os.open(sums_path(self._path), os.O_WRONLY | os.O_CREAT, 0o600)
+            os.ftruncate(self._file, _HEAD.size + 4 * len(self._sums))
+            os.pwrite(self._file, _HEAD.pack(_MAGIC, self._size), 0)
+        for block in sorted(blocks):
+            os.pwrite(self._file, self._sums[block * _BLOCK : (block + 1) * _BLOCK].tobytes(), _HEAD.size + 4 * block * _BLOCK)
+        if self._sync:
+            os.fdatasync(self._file)
+
+    def _log(self) -> int | None:
+        """The log as bytes, opened once: SQLite keeps no locks on it, so closing it is harmless."""
+        if self._wal is None:
+            try:
+                self._wal = os.open(wal.wal_path(self._path), os.O_RDONLY)
+            except FileNotFoundError:
+                return None
+        return self._wal
+
+    def give_up(self) -> None:
+        """The next start checks the file by SQLite, and begins anew."""
+        self._size = _TOO_MANY
+        self.close()
+        sums_path(self._path).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        for fd in (self._wal, self._file):
+            if fd is not None:
+                os.close(fd)
+        self._wal = self._file = None

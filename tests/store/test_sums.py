@@ -1,0 +1,133 @@
+"""Page sums are those of the main file after every checkpoint, whatever a crash leaves between the two."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from halfmsg.coordinator.errors import StartError
+from halfmsg.coordinator.store import failpoints
+from halfmsg.coordinator.store.sqlite import file, sums, wal
+from tests.corruption.content import Filler, copy
+from tests.support.stores import open_sqlite
+
+
+def _wrong(path: Path) -> list[int] | None:
+    return sums.wrong_pages(path, wal.inspect(path).pages)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_p8_sums_are_right_after_any_checkpoints(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Automatic ones every few pages, explicit ones, restarts, and a copy as `kill -9` leaves it at each step."""
+    monkeypatch.setattr(file, "WAL_PAGES", 20)
+    path, dice = tmp_path / "halfmsg.db", random.Random(seed)
+    filler = Filler(path, seed)
+    for step in range(12):
+        filler.some(dice.randint(1, 20))
+        if dice.random() < 0.3:
+            filler.store.backend.checkpoint()  # type: ignore[attr-defined]
+        copy(path, tmp_path / f"killed{step}.db")
+    filler.store.close()
+    assert _wrong(path) == []
+    for step in range(12):
+        killed = tmp_path / f"killed{step}.db"
+        assert _wrong(killed) in ([], None), step
+        open_sqlite(killed).close()
+        assert _wrong(killed) == []
+
+
+class Crash(Exception):
+    pass
+
+
+def _crash(name: str) -> None:
+    raise Crash(name)
+
+
+def test_p8_crash_between_checkpoint_and_sums_is_no_damage(tmp_path: Path) -> None:
+    """The pages still stand in the log, which has checksums of its own."""
+    path = tmp_path / "halfmsg.db"
+    filler = Filler(path, 1)
+    filler.some(10)
+    filler.store.backend.checkpoint()  # type: ignore[attr-defined]
+    filler.some(30)
+    failpoints.arm("checkpointed", act=_crash)
+    with pytest.raises(Crash):
+        filler.store.backend.checkpoint()  # type: ignore[attr-defined]
+    copy(path, tmp_path / "killed.db")
+    filler.store.close()
+    assert sums.wrong_pages(tmp_path / "killed.db", frozenset()) != []
+    assert _wrong(tmp_path / "killed.db") == []
+    open_sqlite(tmp_path / "killed.db").close()
+    assert _wrong(tmp_path / "killed.db") == []
+
+
+def test_p8_each_flipped_page_is_named(tmp_path: Path) -> None:
+    """The start is refused with the page's number, and the file is not touched."""
+    path = tmp_path / "halfmsg.db"
+    Filler(path, 2).store.close()
+    data = bytearray(path.read_bytes())
+    for page in range(len(data) // 4_096):
+        spoiled = bytearray(data)
+        spoiled[page * 4_096 + 17 * page + 5] ^= 4
+        path.write_bytes(spoiled)
+        assert _wrong(path) == [page + 1]
+    with pytest.raises(StartError, match=rf"page {len(data) // 4_096}\b.*halfmsg restore"):
+        open_sqlite(path)
+    assert path.read_bytes() == spoiled
+
+
+def test_p8_file_without_sums_is_looked_at_by_sqlite_and_then_has_them(tmp_path: Path) -> None:
+    """An older store, or one whose sums are damaged: checked once, then kept."""
+    path = tmp_path / "halfmsg.db"
+    Filler(path, 3).store.close()
+    for spoil in (lambda: sums.sums_path(path).unlink(), lambda: sums.sums_path(path).write_bytes(b"?")):
+        spoil()
+        assert _wrong(path) is None
+        open_sqlite(path).close()
+        assert _wrong(path) == []
+    data = bytearray(path.read_bytes())
+    data[8_192:12_288] = b"\x5a" * 4_096
+    path.write_bytes(data)
+    sums.sums_path(path).unlink()
+    with pytest.raises(StartError, match="damaged"):
+        open_sqlite(path)
+
+
+def test_p8_page_that_was_freed_unwritten_is_zeros(tmp_path: Path) -> None:
+    """A transaction that takes and frees pages leaves holes that no log ever had."""
+    path = tmp_path / "halfmsg.db"
+    store = open_sqlite(path)
+    conn: sqlite3.Connection = store.backend._conn  # type: ignore[attr-defined]
+    conn.execute("BEGIN IMMEDIATE")
+    conn.execute("CREATE TABLE big (a)")
+    conn.execute("INSERT INTO big VALUES (zeroblob(200000))")
+    conn.execute("DELETE FROM big")
+    conn.execute("CREATE TABLE last (a)")
+    conn.execute("COMMIT")
+    store.close()
+    assert _wrong(path) == []
+
+
+def test_p9_full_disk_costs_the_sums_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are no data: given up with a warning, made anew by the next start."""
+    path = tmp_path / "halfmsg.db"
+    filler = Filler(path, 4)
+    filler.some(5)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        filler.store.backend.checkpoint()  # type: ignore[attr-defined]
+    filler.some(5)
+    filler.store.close()
+    assert not sums.sums_path(path).exists()
+    open_sqlite(path).close()
+    assert _wrong(path) == []
