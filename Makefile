@@ -9,10 +9,11 @@ IMAGES ?= 50000
 SEED   ?=
 FLIPS  ?= 2000
 ARGS   ?=
+FAST   ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo test lint fmt types cover bench kill-test model sim soak prove sizes states ci wheel clean kill-matrix order-test power-test io-test flip-test
+.PHONY: help venv demo test lint fmt types cover bench kill-test model sim soak prove sizes states ci wheel clean kill-matrix order-test power-test io-test flip-test mutants
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +74,9 @@ model: $(STAMP)  ## the protocol models and their planted bugs
 
 sim: $(STAMP)  ## simulated worlds on virtual time  (SEEDS=300, or SEED=7 alone)
 	@$(PY) -m tests.sim.run $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),300)) $(ARGS)
+
+mutants: $(STAMP)  ## plant each known bug in a copy; its tests must see it  (FAST=10, ARGS=NAME)
+	@$(PY) -m tests.mutants.run $(if $(FAST),--fast $(FAST)) $(ARGS)
 
 soak: $(STAMP)  ## a steady load; memory, files, WAL and tables must not grow  (MINUTES=10 RATE=)
 	@$(PY) -m benchmarks.soak --minutes $(or $(MINUTES),10) $(if $(RATE),--rate $(RATE)) $(ARGS)

@@ -154,6 +154,24 @@ async def test_p7_failed_head_holds_its_key_until_the_answer(server: StubServer,
     assert [token for token in order if token != "t9"] == ["t0", "t0b", "t1b"]
 
 
+async def test_p7_nack_without_an_answer_is_said_again(server: StubServer, client: Client) -> None:
+    """No answer proves nothing: the key waits, and the nack is repeated until it is answered; only then what follows runs."""
+    consumer, order = Consumer(client, "g", lease=0.2), list[str]()
+
+    @consumer.on("t")
+    async def handle(msg: Delivery) -> None:
+        order.append(msg.token)
+        if msg.token == "t0":
+            raise Retry("not yet")
+
+    async with serving(server, consumer):
+        server.silent = True
+        await server.connections[0].send(deliver(wire(0), wire(1)))
+        assert await told(server, 2) == ["nack t0"] * 2
+        assert order == ["t0"]
+        server.silent = False
+
+
 async def test_lost_connection_keeps_the_hand_and_acks_again(server: StubServer, client: Client) -> None:
     """What runs goes on over the break; the new subscription asks for the credits that remain and says what it holds."""
     consumer, go, began = Consumer(client, "g"), asyncio.Event(), asyncio.Event()

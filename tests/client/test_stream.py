@@ -239,6 +239,18 @@ class TestCalls:
         with pytest.raises(Busy):
             calls.add(self.call(b"5"))
 
+    async def test_p2_what_has_no_answer_goes_out_again_first_and_in_order(self) -> None:
+        """A lost connection loses answers, never operations: what was sent waits again, before what had not been sent."""
+        calls = _calls.Calls()
+        for raw in (b"1", b"2"):
+            calls.add(self.call(raw))
+        assert calls.frame() is not None
+        calls.add(self.call(b"3"))
+        calls.lost(TransportError("unreachable"))
+        again = calls.frame()
+        assert again is not None and [bytes(raw) for raw in again[1]] == [b"1", b"2", b"3"]
+        assert len(calls) == 3 and not any(call.future.done() for call in calls._all())
+
     async def test_expire_ends_only_the_overdue_and_tells_the_next(self) -> None:
         """One timer serves all deadlines."""
         calls = _calls.Calls()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sqlite3
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ from halfmsg import Client, Message, Outbox, UsageError
 from halfmsg.outbox import fence
 from halfmsg.txclient import transaction_digest
 
-from .sides import Side, closing, plain, settled
+from .sides import Side, closing, plain, settled, sqlite_side
 
 
 @asynccontextmanager
@@ -132,6 +133,28 @@ async def test_swallowed_error_of_the_callers_own_is_no_success(side: Side, owne
         async with block(side, outbox) as tx:
             await side.business(tx.conn)
     assert side.count("business") == 1
+
+
+@pytest.mark.parametrize("kind", ["sqlite3", "aiosqlite"])
+async def test_p7_block_has_the_write_lock_from_its_begin_on_sqlite(folder: Path, kind: str) -> None:
+    """A deferred one that read first would fail at its first write as soon as another had committed; and numbers would be drawn late."""
+    side = sqlite_side(folder, kind)
+    other = sqlite3.connect(side.url.removeprefix("sqlite:///"), isolation_level=None, timeout=0)
+    conn = await side.connect(autocommit=True)
+    async with block(side, side.outbox(), conn):
+        assert _is_refused(other)
+    assert not _is_refused(other)
+    other.close()
+    await side.close()
+
+
+def _is_refused(conn: sqlite3.Connection) -> bool:
+    try:
+        conn.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError as error:
+        return "locked" in str(error)
+    conn.execute("ROLLBACK")
+    return False
 
 
 async def test_block_gives_the_callers_connection_back_clean(side: Side) -> None:

@@ -171,11 +171,14 @@ async def slow(coordinator: Coordinator, database: Side) -> AsyncIterator[tuple[
         proxy.flows.set()
 
 
-async def test_r2_late_prepare_is_the_same_transaction(slow: tuple[DeafProxy, Outbox], database: Side, client: Client) -> None:
+@pytest.mark.parametrize(("topic", "key"), [("s", "k"), ("u", None)])
+async def test_r2_late_prepare_is_the_same_transaction(
+    slow: tuple[DeafProxy, Outbox], database: Side, client: Client, topic: str, key: str | None
+) -> None:
     """The prepare is given up and goes by rows; then it arrives after all: same id, same digest, one delivery."""
     proxy, outbox = slow
     proxy.flows.clear()
-    async with outbox.prepared(Message("s", "once", key="k")) as half:
+    async with outbox.prepared(Message(topic, "once") if key is None else Message(topic, "once", key=key)) as half:
         assert not half.acknowledged
         await placed(database, half)
     assert database.read("SELECT unsent, body FROM halfmsg_tx, halfmsg_out") == [(1, b'"once"')]

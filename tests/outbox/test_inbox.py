@@ -9,10 +9,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+import msgspec
 import psycopg
 import pytest
 
 from halfmsg import Client, Consumer, Delivery, Inbox, NotInTransaction, Outbox, Reject, Retry, UsageError
+from tests.support.serving import eventually
 
 from .sides import Side, settled
 
@@ -59,6 +61,14 @@ async def test_p6_unordered_message_is_claimed_once(side: Side) -> None:
     inbox, first, second = Inbox(side.url), unordered(), unordered()
     assert [await take(side, inbox, each) for each in (first, first, second, first)] == [True, False, True, False]
     assert side.count("business") == 2
+
+
+async def test_p2_two_messages_of_one_transaction_are_two(side: Side) -> None:
+    """They share the transaction's id and differ in their index: each is claimed, once."""
+    inbox, first = Inbox(side.url), unordered()
+    second = unordered(first.transaction_id)
+    second = msgspec.structs.replace(second, id=f"{first.transaction_id}-1")
+    assert [await take(side, inbox, each) for each in (first, second, first, second)] == [True, True, False, False]
 
 
 async def test_p6_claim_falls_with_its_transaction(side: Side) -> None:
@@ -353,3 +363,35 @@ async def test_p6_consumer_and_inbox_end_to_end(database: Side, client: Client, 
     await serving
     assert database.read("SELECT id FROM business ORDER BY id") == [(f"{n:02}",) for n in range(12)]
     assert last(database) == 12
+
+
+@pytest.mark.parametrize("colour", ["async", "sync"])
+async def test_p6_nothing_is_acked_before_its_handler_has_committed(database: Side, client: Client, colour: str) -> None:
+    """A handler that fails once is first told as a nack; the only ack comes with the effect."""
+    await client.put_group("h", topics=[{"topic": "u"}], backoff={"first_s": 0.01, "max_s": 0.01})
+    consumer = Consumer(client, "h", inbox=Inbox(database.url), lease=2)
+
+    def fails_first(delivery: Delivery) -> None:
+        if delivery.attempt == 1:
+            raise RuntimeError("not yet")
+
+    if colour == "async":
+
+        @consumer.on("u")
+        async def asynchronous(delivery: Delivery, conn: Any) -> None:
+            await side_insert(database, conn, delivery.id)
+            fails_first(delivery)
+
+    else:
+
+        @consumer.on("u")
+        def synchronous(delivery: Delivery, conn: Any) -> None:
+            side_insert(database, conn, delivery.id)
+            fails_first(delivery)
+
+    serving = asyncio.create_task(consumer.serve())
+    await client.send("u", 1)
+    await eventually(lambda: consumer.counts.get("acked"), "an ack")
+    assert (consumer.counts["retried"], database.count("business")) == (1, 1)
+    consumer.stop()
+    await serving

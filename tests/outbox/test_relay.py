@@ -13,6 +13,8 @@ import pytest_asyncio
 from halfmsg import Client, Message, Outbox, UsageError
 from halfmsg.coordinator.app import Coordinator
 from halfmsg.outbox import admin
+from halfmsg.outbox.effects import Sql
+from halfmsg.outbox.fence import Attempt
 from halfmsg.outbox.home import Home
 from halfmsg.outbox.relay import Relay, is_refusal, lane_of
 from halfmsg.txclient.errors import api_error
@@ -101,6 +103,26 @@ async def test_r2_two_relays_share_the_lanes_and_may_repeat_each_other(database:
     assert sorted(await bodies(client, 20)) == list(range(20))
 
 
+async def test_r5_relay_commits_a_prepared_one_with_its_digest_and_numbers(database: Side, make: Make, client: Client) -> None:
+    """One pass after the local commit it is committed by its producer's word; the check-back is not needed."""
+    async with closing(Outbox(client, "orders", database.url)) as outbox:
+        await outbox._load_source()
+        await client.attach(outbox)
+        half = outbox.prepared(plain("k"), plain("j"))
+        await client.op(half._op() | {"first_check_s": 300})
+        half._attempt = Attempt(half._attempt.id, half._attempt.mark, stored=True)
+        conn = await database.connect()
+        await database.begin(conn)
+        await settled(half.fence(conn))
+        await database.commit(conn)
+        relay = await make(client)
+        relay.remember(half._attempt.id)
+        assert (await relay.tick()).committed == 1
+        now = await client.transaction(half.id)
+        await client.detach(outbox)
+    assert (now.state, now.decided_by, [each.sequence for each in now.messages]) == ("committed", "producer", [1, 1])
+
+
 async def test_r23_refused_rows_are_set_aside_and_listed(database: Side, relay: Relay, client: Client) -> None:
     """A row that the coordinator refuses for ever is kept and listed with its code; the others go on."""
     await publish(database, Message("nope", 1, key="x"), plain(None, "fine"))
@@ -137,6 +159,19 @@ async def test_r23_rows_that_must_wait_hold_up_nobody_else(database: Side, make:
         for _ in range(2):
             await relay.tick()
     assert await bodies(client, 1) == ["behind"]
+
+
+async def test_p2_transaction_that_commits_behind_the_cursor_is_handed_over(
+    database: Side, relay: Relay, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attempt keeps the mark it began with; when it commits after later ones were handed over, a later pass still finds it."""
+    monkeypatch.setattr("halfmsg.outbox.relay.SUBMITS_MAX", 2)
+    await publish(database, *(plain(None, n) for n in range(4)))
+    database.read("UPDATE halfmsg_tx SET mark = 9")
+    assert [(await relay.tick()).submitted for _ in range(2)] == [2, 2]
+    await publish(database, plain(None, "late"))
+    assert sum([(await relay.tick()).submitted for _ in range(2)]) == 1
+    assert unsent(database) == [None] * 5
 
 
 async def test_coordinator_away_costs_nothing_but_time(database: Side, make: Make) -> None:
@@ -245,6 +280,15 @@ def test_fork_shares_no_connection(side: Side) -> None:
         assert tx.publish("s", "parent again", key="k").sequence == 3
     outbox._home.close_sync()
     assert side.counts() == (0, 3, 3)
+
+
+async def test_p3_connections_of_ours_wait_for_the_disk(file: Side) -> None:
+    """Fence, verdict and claim are promises: SQLite connections that the library opens, of either colour, run at FULL."""
+    async with closing(file.outbox()) as outbox:
+        adapter, blocking = await outbox._home.take(), outbox._home.take_sync()
+        assert await adapter.do(Sql("PRAGMA synchronous")) == blocking.do(Sql("PRAGMA synchronous")) == [(2,)]
+        await outbox._home.give(adapter)
+        outbox._home.give_sync(blocking)
 
 
 async def test_pool_keeps_nothing_dirty(database: Side) -> None:

@@ -117,6 +117,12 @@ def test_p9_fetch_gives_at_most_what_was_asked(plain: World, count: int) -> None
     assert all(hi - lo < 256 for lo, hi in _rows(plain, "SELECT lo, hi FROM flight"))
 
 
+def test_p2_what_a_fetch_leaves_comes_with_the_next(plain: World) -> None:
+    """The place stands behind what was handed out, not behind what was looked at."""
+    plain.send_many(10)
+    assert [bodies(plain.fetch(count=count)) for count in (3, 4, 100)] == [[b"0", b"1", b"2"], [b"3", b"4", b"5", b"6"], [b"7", b"8", b"9"]]
+
+
 def test_p9_fetch_is_bounded_in_bytes(plain: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer stops growing at its byte limit; the next fetch goes on behind it."""
     monkeypatch.setattr(fetching, "BYTES_MAX", 100)
@@ -525,6 +531,7 @@ def test_p7_surplus_lane_is_freed_only_when_nothing_of_it_is_open(world: World) 
         world.sequence(2, key)
     assert world.fetch(member="b") == []
     assert {each.lane for each in world.fetch(member="a")} <= {0}
+    assert world.fetch(member="b") == []
     world.ack(*hand)
     world.fetch(member="a")
     assert [(each.lane, each.row.seq) for each in world.fetch(member="b")] == [(1, 2)]

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from halfmsg.coordinator.errors import Problem
 from halfmsg.coordinator.messages import By, Decision, Kind, Tx
 from halfmsg.coordinator.service import producers, transactions, verdicts
 from halfmsg.coordinator.settings import Producers, Settings
 from halfmsg.coordinator.states import TABLE, Event, Outcome, State, Step
-from tests.support.factories import PRODUCER, World, an_id, new_message, parked_transaction, rolled_back_transaction, transaction_in
+from tests.support.factories import PRODUCER, World, an_id, content, new_message, parked_transaction, rolled_back_transaction, transaction_in
 from tests.support.stores import changed, dump
 
 ID = an_id(77)
@@ -223,6 +224,23 @@ def test_p5_a_name_is_bound_to_one_database(world: World) -> None:
         world.store.run(producers.hello, producers.Hello("other", b"A" * 16))
 
 
+def test_p5_another_database_under_the_name_decides_nothing(world: World) -> None:
+    """Staging answers for production: its commit, rollback and submit of an id that another database prepared are wrong_source (R7)."""
+    world.topic()
+    world.store.run(producers.hello, producers.Hello(PRODUCER, b"A" * 16))
+    said = content(ID)
+    view = world.store.run(transactions.store_content, structs.replace(said, source=b"A" * 16))
+    before = _dump(world)
+    for source in (b"B" * 16, None):
+        for commit in (True, False):
+            with pytest.raises(Problem, match="wrong_source"):
+                world.store.run(transactions.decide, Decision(ID, commit, PRODUCER, source, view.tx.digest))
+        with pytest.raises(Problem, match="wrong_source"):
+            world.store.run(transactions.store_content, structs.replace(said, source=source, submit=True))
+    assert changed(before, _dump(world)) == {}
+    assert world.store.run(transactions.decide, Decision(ID, True, PRODUCER, b"A" * 16, view.tx.digest)).tx.state is State.COMMITTED
+
+
 def test_frozen_source_is_refused(world: World) -> None:
     """A producer whose database went back in time prepares nothing until an operator confirms (R7)."""
     world.topic()
@@ -353,6 +371,26 @@ def test_verdicts_cost_attempts_only_for_unknown(world: World) -> None:
     for word, attempts in (("running", 0), ("no_answer", 0), ("unknown", 1), ("no_answer", 1), ("unknown", 2)):
         assert world.ruling(tx, word) == "waiting"
         assert world.find(tx.id).attempts == attempts
+
+
+def test_p5_used_up_or_too_old_is_parked_and_never_decided(world: World) -> None:
+    """The last `unknown`, and the end of patience, park: no policy answers for a producer (R4)."""
+    world.topic()
+    for word, why in (("unknown", {"used_up": True}), ("no_answer", {"too_old": True}), ("running", {"too_old": True})):
+        tx = world.prepare().tx
+        assert world.ruling(tx, word, **why) == "parked"
+        assert world.find(tx.id).state is State.PARKED
+    assert len(_dump(world)["message"]) == 3
+
+
+def test_p5_ruling_decides_its_own_transaction_alone(world: World) -> None:
+    """Of three of one producer the second is ruled: the first and the third stay as they were (R7)."""
+    world.topic()
+    first, second, third = (world.prepare().tx for _ in range(3))
+    assert world.ruling(second, "committed", digest=second.digest) == "committed"
+    assert [world.find(tx.id).state for tx in (first, second, third)] == [State.PREPARED, State.COMMITTED, State.PREPARED]
+    assert world.ruling(third, "rolled_back") == "rolled_back"
+    assert [world.find(tx.id).state for tx in (first, second, third)] == [State.PREPARED, State.COMMITTED, State.ROLLED_BACK]
 
 
 def test_p5_parked_is_decided_by_a_late_verdict(world: World) -> None:

@@ -209,6 +209,25 @@ def test_p3_settings_of_the_connection_are_read_back(tmp_path: Path) -> None:
     backend.close()
 
 
+def test_p3_full_is_what_a_coordinator_runs_at_by_default(tmp_path: Path) -> None:
+    """Nobody has to ask for durability: the settings say FULL, and NORMAL needs a word that it loses."""
+    backend = SqliteBackend(tmp_path / "store.db", env=Env(Settings()), synchronous=Settings().storage.synchronous, now_ms=0)
+    assert backend._conn.execute("PRAGMA synchronous").fetchone() == (2,)
+    backend.close()
+
+
+def test_p9_wal_does_not_grow_with_what_is_written(tmp_path: Path) -> None:
+    """The writer checkpoints as it goes: after many times the limit of pages the WAL is about as long as that limit."""
+    store = open_sqlite(tmp_path / "store.db")
+    wal = tmp_path / "store.db-wal"
+    limit = file.WAL_PAGES * 4_096 or 16_000_000
+    sql = "INSERT INTO audit (at, actor, act, target, reason) VALUES (0, '', '', ?, '')"
+    for _ in range(3 * limit // 1_000_000):
+        store.do(lambda tx: tx.run(sql, "x" * 1_000_000))
+    assert wal.stat().st_size < 1.5 * limit
+    store.close()
+
+
 def _error(code: int) -> sqlite3.OperationalError:
     error = sqlite3.OperationalError("x")
     error.sqlite_errorcode = code

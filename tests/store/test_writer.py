@@ -15,6 +15,7 @@ import pytest_asyncio
 from halfmsg.coordinator.env import Env
 from halfmsg.coordinator.errors import Problem
 from halfmsg.coordinator.settings import Settings
+from halfmsg.coordinator.store import failpoints
 from halfmsg.coordinator.store.sqlite.backend import SqliteBackend
 from halfmsg.coordinator.store.writer import GROUP_CALLS_MAX, Writer
 from tests.support.clock import ManualClock
@@ -118,6 +119,34 @@ async def test_p3_answer_means_stored(bench: Bench) -> None:
     """When a call returns another process reads what it wrote."""
     assert await bench.writer.call(write, "a") == "a"
     assert bench.stored() == ["a"]
+
+
+async def test_p3_nobody_is_answered_before_the_commit_has_returned(bench: Bench) -> None:
+    """While COMMIT has not begun no answer and no event is out, however long it takes; after it both are."""
+    reached, go = threading.Event(), threading.Event()
+
+    def wait(_: str) -> None:
+        reached.set()
+        go.wait(20)
+
+    failpoints.arm("applied@1", act=wait)
+    try:
+        answer = bench.writer.submit(((write, "a"),))
+        await eventually(reached.is_set, "the writer's thread before its COMMIT")
+        await _turns()
+        assert (answer.done(), bench.events, bench.stored()) == (False, [], [])
+        go.set()
+        assert await answer == ["a"]
+    finally:
+        go.set()
+        failpoints.arm("")
+    assert bench.stored() == ["a"]
+
+
+async def _turns() -> None:
+    """Whatever a thread had asked of this loop has been done."""
+    for _ in range(5):
+        await asyncio.sleep(0)
 
 
 async def test_what_waits_is_one_group(bench: Bench) -> None:

@@ -135,6 +135,7 @@ def test_first_retry_of_a_key_is_its_lowest(store: Store) -> None:
     first = store.tx.first_retry_of_key(1, 4)
     assert first.off == 3 and store.tx.first_retry_of_key(1, 6) is None
     store.do(lambda tx: tx.set_retry_due(1, first, 8))
+    assert store.tx.first_retry_of_key(1, 4).off == 3
     assert [row.off for row in store.tx.due_retries(1, 8, 9)] == [7, 3]
     store.do(lambda tx: tx.take_retry(1, first))
     assert store.tx.first_retry_of_key(1, 4).off == 7

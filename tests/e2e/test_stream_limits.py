@@ -1,0 +1,139 @@
+"""The stream's limits: credit, the door of the store, slow readers, how many streams; and who is asked over which."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from halfmsg.coordinator.settings import Settings, Storage, Streams
+from tests.support.serving import DEADLINE_S, Served, eventually, heard, say, settings, started
+
+
+@asynccontextmanager
+async def standing(given: Settings) -> AsyncIterator[Served]:
+    """A coordinator with an unordered topic and a group on it."""
+    one = await started(given)
+    try:
+        async with aiohttp.ClientSession() as session:
+            served = Served(one, session)
+            await served.call("PUT", "/v1/topics/plain", {"kind": "unordered"})
+            await served.call("PUT", "/v1/groups/g", {"topics": [{"topic": "plain"}]})
+            yield served
+    finally:
+        await one.stop()
+
+
+def submit(number: int, body: Any = 1) -> dict[str, Any]:
+    return {"op": "submit", "id": f"018f0000-0000-7000-8000-{number:012}", "messages": [{"topic": "plain", "data": body}]}
+
+
+async def test_p9_stream_sends_no_more_than_the_credit(tmp_path: Path) -> None:
+    """Two credits: two of five messages; then exactly as many as are added."""
+    async with standing(settings(tmp_path)) as coordinator:
+        ws = await coordinator.stream()
+        await say(ws, {"type": "ops", "n": 1, "ops": [submit(n) for n in range(5)]})
+        assert all("ok" in each for each in (await heard(ws))["results"])
+        await say(ws, {"type": "subscribe", "group": "g", "member": "m", "credits": 2})
+        sent = [len((await heard(ws))["deliveries"])]
+        for add in (1, 2):
+            await say(ws, {"type": "credit", "group": "g", "add": add})
+            sent.append(len((await heard(ws))["deliveries"]))
+        assert sent == [2, 1, 2]
+        await ws.close()
+
+
+@asynccontextmanager
+async def held(coordinator: Served) -> AsyncIterator[Callable[[], None]]:
+    """The store's writer waits until the given function is called, or to the end."""
+    go, reached = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        reached.set()
+        go.wait(20)
+
+    waiting = asyncio.ensure_future(coordinator.coordinator.engine._writer.outside(wait))
+    await eventually(reached.is_set, "the writer's thread at the gate")
+    try:
+        yield go.set
+    finally:
+        go.set()
+        await waiting
+
+
+@pytest.mark.parametrize(
+    ("storage", "body", "fit"),
+    [(Storage(queue_commands_max=4), "x", 3), (Storage(queue_bytes_max=10_000), "x" * 4_000, 2)],
+    ids=["commands", "bytes"],
+)
+async def test_p9_full_queue_refuses_content_and_lets_decisions_in(tmp_path: Path, storage: Storage, body: str, fit: int) -> None:
+    """While the store is busy so many submits wait; one more is overloaded at once, with its weight of bodies; a rollback still goes in."""
+    async with standing(settings(tmp_path, storage=storage)) as coordinator:
+        await coordinator.call("PUT", "/v1/producers/orders", {})
+        ws = await coordinator.stream()
+        told: dict[int, str] = {}
+
+        async def hear() -> None:
+            frame = await heard(ws)
+            told[frame["n"]] = frame["results"][0].get("error", {}).get("code", "ok")
+
+        async with held(coordinator) as go:
+            for n in range(fit + 1):
+                await say(ws, {"type": "ops", "n": n, "ops": [submit(n, body)]})
+            await say(ws, {"type": "ops", "n": 50, "ops": [{"op": "rollback", "id": submit(50)["id"], "producer": "orders"}]})
+            await say(ws, {"type": "ops", "n": 51, "ops": [{"op": "destroy"}]})  # answered without the store: so all before it were judged
+            while 51 not in told:
+                await hear()
+            go()
+            while len(told) < fit + 3:
+                await hear()
+        assert told == {n: "ok" for n in range(fit)} | {fit: "overloaded", 50: "ok", 51: "bad_request"}
+        await ws.close()
+
+
+async def test_p9_slow_reader_is_closed(tmp_path: Path) -> None:
+    """What waits to be read has a limit: past it the stream is closed with 4408, and what was stored stays."""
+    async with standing(settings(tmp_path, stream=Streams(unsent_bytes_max=5_000))) as coordinator:
+        ws = await coordinator.stream()
+        for n in (1, 2):
+            await say(ws, {"type": "ops", "n": n, "ops": [submit(number) for number in range(100)]})
+        last = await asyncio.wait_for(ws.receive(), DEADLINE_S)
+        if last.type is aiohttp.WSMsgType.TEXT:  # what was on its way when the limit was passed
+            last = await asyncio.wait_for(ws.receive(), DEADLINE_S)
+        assert (last.type, last.data) == (aiohttp.WSMsgType.CLOSE, 4408)
+        assert len(coordinator.dump()["log"]) == 100
+
+
+async def test_p9_stream_past_the_limit_is_refused(tmp_path: Path) -> None:
+    """The limit of streams is kept; when one ends there is room for another."""
+    async with standing(settings(tmp_path, stream=Streams(connections_max=2))) as coordinator:
+        first, second = await coordinator.stream(), await coordinator.stream()
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await coordinator.stream()
+        assert refused.value.status == 503
+        await first.close()
+        await eventually(lambda: len(coordinator.coordinator.streams.connections) == 1, "the first stream's end")
+        await (await coordinator.stream()).close()
+        await second.close()
+
+
+async def test_p5_only_a_stream_whose_hello_was_taken_is_asked(tmp_path: Path) -> None:
+    """Another database under the name is connected later: the question still goes to the one that is bound (R7)."""
+    async with standing(settings(tmp_path)) as coordinator:
+        await coordinator.call("PUT", "/v1/producers/orders", {})
+        streams = []
+        for source in ("a" * 32, "b" * 32):
+            ws = await coordinator.stream(hello=False)
+            await say(ws, {"type": "hello", "client": "x", "producers": [{"name": "orders", "source": source}]})
+            streams.append((ws, "refused" in await heard(ws)))
+        assert [refused for _, refused in streams] == [False, True]
+        asked = coordinator.coordinator.streams.of_producer("orders")
+        assert [each.producers for each in asked] == [{"orders": "a" * 32}]
+        for ws, _ in streams:
+            await ws.close()

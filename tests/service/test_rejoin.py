@@ -1,0 +1,80 @@
+"""A member comes back over a new connection, or leaves: what it had open, and what the others may have now (R13)."""
+
+from __future__ import annotations
+
+from halfmsg.coordinator.messages import Delivery, Kind
+from halfmsg.coordinator.service import groups
+from tests.support.factories import World, sequences
+
+
+def rejoin(world: World, *holding: Delivery, member: str = "m") -> list[str]:
+    found: list[str] = world.store.run(groups.rejoin, groups.Rejoin("g", member, frozenset(each.token for each in holding)))
+    return found
+
+
+def ordered(world: World, count: int, *, lanes: int = 1) -> list[Delivery]:
+    """Messages 1, 2, … of one key in the hand of member `m`."""
+    world.topic("seq", Kind.SEQUENCE, lanes=lanes)
+    world.group("g", "seq", max_attempts=2)
+    for number in range(1, count + 1):
+        world.sequence(number)
+    return world.fetch(member="m")
+
+
+def test_p7_what_follows_a_lost_one_does_not_go_on(world: World) -> None:
+    """1 was lost with the connection, 2 is in hand: 2 is revoked, and both come again in order, uncharged."""
+    _, second, third = ordered(world, 3)
+    assert rejoin(world, second, third) == [second.token, third.token]
+    assert [result.error[0] for result in world.ack(second, third) if result.error] == ["lease_lost"] * 2
+    for number in (1, 2, 3):
+        [given] = world.fetch(member="m")
+        assert (given.row.seq, given.attempt) == (number, 1)
+        world.ack(given)
+
+
+def test_p7_what_was_lost_behind_a_held_one_waits_for_it(world: World) -> None:
+    """1 is in hand, 2 was lost: nothing is revoked, and 2 comes when 1 is acked and not before."""
+    first, _ = ordered(world, 2)
+    assert rejoin(world, first) == []
+    assert world.fetch(member="m") == []
+    world.ack(first)
+    assert sequences(world.fetch(member="m")) == [2]
+
+
+def test_p7_what_was_lost_comes_at_once_and_before_what_is_new(world: World) -> None:
+    """All of it was lost: it comes with the next fetch, not after its lease, and before a newcomer."""
+    ordered(world, 1)
+    world.sequence(2)
+    assert rejoin(world) == []
+    assert [(each.row.seq, each.attempt) for each in world.fetch(member="m")] == [(1, 1), (2, 1)]
+
+
+def test_p2_lost_ones_of_an_unordered_topic_come_again_at_once(world: World) -> None:
+    """Only those that are not held, each once, and the held one can still be acked."""
+    world.topic()
+    world.group()
+    world.send_many(3)
+    held, *_ = world.fetch(member="m")
+    assert rejoin(world, held) == []
+    assert sorted(each.row.off for each in world.fetch(member="m")) == [1, 2]
+    assert [result.error for result in world.ack(held)] == [None]
+
+
+def test_rejoin_touches_no_other_member(world: World) -> None:
+    """What another member holds stays its own."""
+    [given] = ordered(world, 1)
+    assert rejoin(world, member="other") == []
+    assert [result.error for result in world.ack(given)] == [None]
+
+
+def test_p2_member_that_left_counts_no_more(world: World) -> None:
+    """Its share goes to those who stay with their next fetch, not when its lease would have ended."""
+    world.topic("seq", Kind.SEQUENCE, lanes=2)
+    world.group("g", "seq")
+    for member in ("a", "b", "a", "b"):
+        world.fetch(member=member)
+    owners = [place.owner for place in world.store.tx.places(1)]
+    assert sorted(str(owner) for owner in owners) == ["a", "b"]
+    world.store.run(groups.leave, groups.Leave("g", "b"))
+    world.fetch(member="a")
+    assert [place.owner for place in world.store.tx.places(1)] == ["a", "a"]
