@@ -158,6 +158,7 @@ def test_restore_that_was_cut_short_stops_the_start(path: Path, tmp_path: Path, 
     with pytest.raises(StartError, match="cut short"):
         open_sqlite(path)
     _restore(tmp_path / "b", path)
+    file.half_way(path).write_bytes(b"cut short before anything was moved")
     open_sqlite(path).close()
 
 

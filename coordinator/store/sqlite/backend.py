@@ -145,7 +145,7 @@ class SqliteBackend:
 
 def _judge(path: Path, synchronous: str) -> tuple[PageSums, bool, int]:
     """(the page sums, are they known to be right, torn frames). Raises StartError for damage, before SQLite touches anything."""
-    if file.half_way(path).exists():
+    if file.half_way(path).exists() and not path.exists():  # the store is moved aside first: where it stands, nothing was touched
         cause = f"a restore of {path} was cut short: {file.half_way(path)} is there"
         raise StartError(cause, f"Do it again: halfmsg restore FILE --store {path} --replace")
     if not path.exists() or path.stat().st_size == 0:
