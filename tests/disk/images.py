@@ -17,7 +17,7 @@ from typing import Final
 from tests.disk.trace import Kind, Record
 
 SECTOR: Final = 512
-NAMES: Final = {"d": "", "w": "-wal", "j": "-journal"}
+NAMES: Final = {"d": "", "w": "-wal", "j": "-journal", "c": "-sums"}
 WAYS: Final = ("dropped", "kept", "prefix", "subset", "shuffled", "torn")
 """What becomes of unsynced calls: none, all (as after kill -9), the first ones, any of them, any in another order, any sectors of any."""
 

@@ -50,6 +50,7 @@ class Recording:
     records: list[Record]
     told: list[tuple[int, Fact]]
     may_commit: dict[bytes, bool]
+    synchronous: str
 
     def count(self, kind: Kind, file: str) -> int:
         return sum(record.kind is kind and record.file == file for record in self.records)
@@ -77,7 +78,7 @@ def record(zygote: Zygote, folder: Path, name: str, seed: int, *, synchronous: s
         raise Stuck(f"ended with {code}:\n{one.said()}")
     records = list(trace.read(log, data=True))
     shutil.rmtree(folder)
-    return Recording(name, records, list(_dated(records, books)), books.may_commit)
+    return Recording(name, records, list(_dated(records, books)), books.may_commit, synchronous or "FULL")
 
 
 def _dated(records: list[Record], books: load.Books) -> Iterator[tuple[int, Fact]]:
@@ -127,7 +128,7 @@ def examine(recording: Recording, folder: Path, seed: int, count: int) -> Result
         for _ in range(min(PER_CUT, count - result.images)):
             way = chance.choice(images.WAYS)
             images.write(disk.image(way, chance), store)
-            wrong = judge(store, [fact for _, fact in told[:known]], recording.may_commit)
+            wrong = judge(store, [fact for _, fact in told[:known]], recording.may_commit, recording.synchronous)
             result.images += 1
             result.facts += known
             result.ways[way] += 1
@@ -143,10 +144,10 @@ def _note(result: Result, wrong: list[str], where: str) -> None:
         result.examples.append(f"{where}: {'; '.join(wrong[:3])}")
 
 
-def judge(store: Path, told: list[Fact], may_commit: dict[bytes, bool]) -> list[str]:
+def judge(store: Path, told: list[Fact], may_commit: dict[bytes, bool], synchronous: str = "FULL") -> list[str]:
     """Open a file as a start does, and say what is wrong with it; it is closed in good order again."""
     try:
-        backend = SqliteBackend(store, env=Env(Settings()), synchronous="FULL", now_ms=SystemClock().now_ms())
+        backend = SqliteBackend(store, env=Env(Settings()), synchronous=synchronous, now_ms=SystemClock().now_ms())
     except (StartError, sqlite3.DatabaseError) as error:
         return [f"start: {error}"]
     try:

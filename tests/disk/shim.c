@@ -1,6 +1,6 @@
 /* Preloaded into a real coordinator: records what it asks of the disk, in order, and makes chosen calls fail.
  *
- * It knows one store: the files NAME, NAME-wal, NAME-journal, NAME-shm, NAME.lock and the folder they are in. Each call on them, and the
+ * It knows one store: the files NAME, NAME-wal, NAME-journal, NAME-sums, NAME-shm, NAME.lock and the folder they are in. Each call on them, and the
  * first bytes of each answer on a socket, is one record of the log (see trace.py), written while a mutex is held, after the call returned:
  * so "this write, then that sync, then that answer" stands there as it happened. What goes through the shared memory of -shm is not seen
  * and need not be: it is never on the disk that counts.
@@ -33,7 +33,7 @@ static const char *KINDS[] = {"", "create", "write", "sync", "truncate", "unlink
 struct record { uint8_t kind; char file; uint16_t port; uint32_t bytes; uint64_t at; };
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
-static char file_of[FDS]; /* d database, w wal, j journal, s shm, l lock, f folder; 0 not ours */
+static char file_of[FDS]; /* d database, w wal, j journal, c page sums, s shm, l lock, f folder; 0 not ours */
 static char store[PATH_MAX], folder[PATH_MAX], full[PATH_MAX];
 static int log_fd = -1, with_data, fault_kind, fault_errno, fault_on, armed;
 static long fault_n, seen[16];
@@ -74,7 +74,8 @@ static char letter(const char *path) {
     if (strcmp(path, folder) == 0) return 'f';
     if (strncmp(path, store, n) != 0) return 0;
     path += n;
-    return *path == 0 ? 'd' : !strcmp(path, "-wal") ? 'w' : !strcmp(path, "-journal") ? 'j' : !strcmp(path, "-shm") ? 's' : !strcmp(path, ".lock") ? 'l' : 0;
+    return *path == 0 ? 'd' : !strcmp(path, "-wal") ? 'w' : !strcmp(path, "-journal") ? 'j'
+        : !strcmp(path, "-sums") ? 'c' : !strcmp(path, "-shm") ? 's' : !strcmp(path, ".lock") ? 'l' : 0;
 }
 
 static char file(int fd) { return armed && fd >= 0 && fd < FDS ? file_of[fd] : 0; }

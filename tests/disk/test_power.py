@@ -46,6 +46,22 @@ def test_power_cuts_find_what_is_not_durable(zygote: Zygote, folder: Path, how: 
         assert result.corrupt == 0, result.examples
 
 
+@pytest.mark.slow
+def test_p3_power_cut_while_the_store_is_made_is_started_again(zygote: Zygote, folder: Path) -> None:
+    """At each of its first calls, in many ways: the file that is left opens, also with the journal of its first page beside it."""
+    recording, chance, store = power.record(zygote, folder / "run", "often", SEED), random.Random(SEED), folder / "image.db"
+    first_sync_of_log = next(at for at, one in enumerate(recording.records) if one.kind is Kind.SYNC and one.file == "w")
+    disk, with_journal = images.Disk(), 0
+    for record in recording.records[: first_sync_of_log + 20]:
+        disk.take(record)
+        for way in images.WAYS:
+            image = disk.image(way, chance)
+            images.write(image, store)
+            with_journal += bool(image.get("j")) and bool(image.get("d"))
+            assert power.judge(store, [], recording.may_commit) == [], (record, way)
+    assert with_journal > 10
+
+
 def of(kind: Kind, file: str = "w", at: int = 0, data: bytes = b"") -> Record:
     return Record(kind, file, 0, len(data), at, data)
 

@@ -24,7 +24,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """`file`: d database, w WAL, j journal, s shm, l lock, f folder. `at`: offset of a write, size of a truncate, number of a fault."""
+    """`file`: d database, w WAL, j journal, c page sums, s shm, l lock, f folder. `at`: offset of a write, size of a truncate, number of a fault."""
 
     kind: Kind
     file: str

@@ -6,7 +6,9 @@ import errno
 import os
 import random
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,7 @@ from halfmsg.coordinator.errors import StartError
 from halfmsg.coordinator.store import failpoints
 from halfmsg.coordinator.store.sqlite import file, sums, wal
 from tests.corruption.content import Filler, copy
-from tests.support.stores import open_sqlite
+from tests.support.stores import Store, open_sqlite
 
 
 def _wrong(path: Path) -> list[int] | None:
@@ -99,10 +101,7 @@ def test_p8_file_without_sums_is_looked_at_by_sqlite_and_then_has_them(tmp_path:
         open_sqlite(path)
 
 
-def test_p8_page_that_was_freed_unwritten_is_zeros(tmp_path: Path) -> None:
-    """A transaction that takes and frees pages leaves holes that no log ever had."""
-    path = tmp_path / "halfmsg.db"
-    store = open_sqlite(path)
+def _make_holes(store: Store) -> None:
     conn: sqlite3.Connection = store.backend._conn  # type: ignore[attr-defined]
     conn.execute("BEGIN IMMEDIATE")
     conn.execute("CREATE TABLE big (a)")
@@ -110,7 +109,62 @@ def test_p8_page_that_was_freed_unwritten_is_zeros(tmp_path: Path) -> None:
     conn.execute("DELETE FROM big")
     conn.execute("CREATE TABLE last (a)")
     conn.execute("COMMIT")
+
+
+def test_p8_page_that_was_freed_unwritten_is_zeros(tmp_path: Path) -> None:
+    """A transaction that takes and frees pages leaves holes that no log ever had; also where a crash came before the sums."""
+    path, killed = tmp_path / "halfmsg.db", tmp_path / "killed.db"
+    Filler(path, 1).store.close()
+    store = open_sqlite(path)
+    _make_holes(store)
+    failpoints.arm("checkpointed", act=_crash)
+    with pytest.raises(Crash):
+        store.backend.checkpoint()  # type: ignore[attr-defined]
+    copy(path, killed)
     store.close()
+    assert _wrong(path) == []
+    found = sums.load(killed)
+    assert found is not None
+    assert killed.stat().st_size > (len(found[1]) + 40) * 4_096, "the file has not grown by more pages than the log has"
+    assert _wrong(killed) == []
+    open_sqlite(killed).close()
+    assert _wrong(killed) == []
+
+
+def test_p8_cut_off_page_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "halfmsg.db"
+    Filler(path, 1).store.close()
+    size = path.stat().st_size
+    os.truncate(path, size - 4_096)
+    assert _wrong(path) == [size // 4_096]
+
+
+@pytest.mark.parametrize("call", range(1, 5))
+def test_p8_crash_while_new_sums_are_written_leaves_none(tmp_path: Path, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head comes last, and after a sync: what a crash leaves of computed sums is no reason to call a sound file damaged."""
+    path = tmp_path / "halfmsg.db"
+    filler = Filler(path, 5)
+    filler.some(400)
+    filler.store.close()
+    sums.sums_path(path).unlink()
+    done = 0
+
+    def cut(real: Callable[..., Any]) -> Callable[..., Any]:
+        def one(*args: Any) -> Any:
+            nonlocal done
+            done += 1
+            if done == call:
+                raise Crash
+            return real(*args)
+
+        return one
+
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(os, "pwrite", cut(os.pwrite))
+        patch.setattr(os, "fdatasync", cut(os.fdatasync))
+        open_sqlite(path, synchronous="FULL")
+    assert _wrong(path) in (None, [])
+    open_sqlite(path).close()
     assert _wrong(path) == []
 
 

@@ -50,7 +50,7 @@ class SqliteBackend:
             if not known:
                 self._sums.save()
             if torn:
-                self._note_torn(torn, now_ms)
+                self._note_torn(torn, synchronous, now_ms)
         except BaseException as error:
             self.close()
             if isinstance(error, sqlite3.Error) and meaning(error) is not error:  # else a defect of the migration, with its traceback
@@ -58,9 +58,11 @@ class SqliteBackend:
             raise
         self._tx = Deliveries(self._conn, env)
 
-    def _note_torn(self, frames: int, now_ms: int) -> None:
+    def _note_torn(self, frames: int, synchronous: str, now_ms: int) -> None:
         """Where nothing tells a write that a power cut tore from damage to the last commit, it is written down."""
-        words = f"the log ended with {frames} unreadable pages of one transaction: torn by a power cut, or the last commit, damaged"
+        of_one = "of one transaction: torn by a power cut, or the last commit, damaged"
+        of_some = f"that synchronous={synchronous} had not made durable: the last commits may be lost"
+        words = f"the log ended with {frames} unreadable pages {of_one if synchronous == 'FULL' else of_some}"
         log.warning("%s: %s", self.path, words)
         act = ("coordinator", "store.open", str(self.path.name), words)
         self._conn.execute("INSERT INTO audit (at, actor, act, target, reason) VALUES (?, ?, ?, ?, ?)", (now_ms, *act))
@@ -150,7 +152,7 @@ def _judge(path: Path, synchronous: str) -> tuple[PageSums, bool, int]:
         raise StartError(cause, f"Do it again: halfmsg restore FILE --store {path} --replace")
     if not path.exists() or path.stat().st_size == 0:
         sums.sums_path(path).unlink(missing_ok=True)
-    found, wrong = file.look(path)
+    found, wrong = file.look(path, synchronous)
     words = file.damage(path, found, wrong)
     if words is not None:
         raise StartError(words, file.instead(path))
@@ -159,4 +161,5 @@ def _judge(path: Path, synchronous: str) -> tuple[PageSums, bool, int]:
     fresh = stored is None and path.exists() and path.stat().st_size > 0
     if fresh and (size := sums.page_size(path)) is not None:
         stored = size, sums.of_file(path, size)
-    return PageSums(path, stored, sync=synchronous != "OFF"), not fresh, found.torn
+    kept = not fresh and stored is not None
+    return PageSums(path, stored, kept=kept, sync=synchronous != "OFF"), not fresh, found.torn

@@ -144,11 +144,9 @@ def in_use(path: Path) -> bool:
     return False
 
 
-def look(path: Path) -> tuple[wal.Wal, list[int] | None]:
+def look(path: Path, synchronous: str = "FULL") -> tuple[wal.Wal, list[int] | None]:
     """(the log, pages that are not as they were written) of a store that nobody uses. No SQLite is opened: that would change the log's index."""
-    if not path.exists():
-        return wal.inspect(path), None
-    log = wal.inspect(path)
+    log = wal.inspect(path, synced=synchronous == "FULL")
     return log, sums.wrong_pages(path, log.pages)
 
 
@@ -173,11 +171,17 @@ def check_pages(conn: sqlite3.Connection, path: Path) -> None:
 
 
 def check_version(path: Path) -> None:
-    """Refuse what is not ours, or newer, before anything is written to it. Raises StartError."""
+    """Refuse what is not ours, or newer, before anything is written to it. Raises StartError.
+
+    A journal beside it was left by a crash in the first moments of the file, before there was a log: SQLite has to take it back, also to read.
+    """
     if not path.exists() or path.stat().st_size == 0:
         return
+    uri = read_only(path)
     try:
-        conn = sqlite3.connect(read_only(path), uri=True, isolation_level=None)
+        if path.with_name(path.name + "-journal").exists():
+            uri = uri.replace("?mode=ro", "?mode=rw")
+        conn = sqlite3.connect(uri, uri=True, isolation_level=None)
     except sqlite3.Error as error:
         raise StartError(f"cannot open {path}: {error}", _remedy(path, error)) from error
     try:

@@ -13,6 +13,8 @@ import logging
 import os
 import struct
 import zlib
+from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Final
 
@@ -72,16 +74,20 @@ def wrong_pages(path: Path, log_pages: frozenset[int]) -> list[int] | None:
     found = of_file(path, size)
     if found == stored and path.stat().st_size % size == 0:
         return []
-    last = max(len(found), len(stored))
-    wrong = [n for n in range(1, last + 1) if n > len(found) or n > len(stored) or found[n - 1] != stored[n - 1]]
-    return [n for n in wrong if n not in log_pages]
+    pairs = enumerate(zip_longest(found, stored, fillvalue=_of_a_hole(size)), 1)
+    return [page for page, (is_, was) in pairs if is_ != was and page not in log_pages]
+
+
+def _of_a_hole(size: int) -> int:
+    """A page that was taken and freed again may never be written: the file has zeros there, or ends before it."""
+    return zlib.crc32(bytes(size))
 
 
 class PageSums:
-    """Kept by the writer. `stored` None: begin with none, as for a new file."""
+    """Kept by the writer. `stored` None: begin with none, as for a new file. `kept`: they were read from FILE-sums, not computed."""
 
-    def __init__(self, path: Path, stored: tuple[int, array.array[int]] | None, *, sync: bool) -> None:
-        self._path, self._sync = path, sync
+    def __init__(self, path: Path, stored: tuple[int, array.array[int]] | None, *, kept: bool, sync: bool) -> None:
+        self._path, self._sync, self._headed = path, sync, kept
         self._size, self._sums = stored if stored is not None else (0, array.array("I"))
         self._salts, self._seen = b"", 0
         self._wal: int | None = None
@@ -99,8 +105,16 @@ class PageSums:
 
     def update(self, frames: int) -> None:
         """Take the sums of the first `frames` frames of the log. An error costs the sums, not the store."""
+        self._or_give_up(lambda: self._update(frames))
+
+    def save(self) -> None:
+        """All of them: what was computed from a file that had none. An error costs the sums, not the store."""
+        if self._size:
+            self._or_give_up(lambda: self._store(set(range(len(self._sums) // _BLOCK + 1))))
+
+    def _or_give_up(self, action: Callable[[], None]) -> None:
         try:
-            self._update(frames)
+            action()
         except OSError as error:
             log.warning("page sums cannot be kept and are given up until the next start: %s", error)
             self.give_up()
@@ -130,28 +144,33 @@ class PageSums:
                 page = int.from_bytes(data[at : at + 4], "big")
                 if page > len(self._sums):
                     changed.update(range(len(self._sums) // _BLOCK, (page - 1) // _BLOCK + 1))
-                    self._sums.extend([self._of_a_hole()] * (page - len(self._sums)))
+                    self._sums.extend([_of_a_hole(self._size)] * (page - len(self._sums)))
                 self._sums[page - 1] = zlib.crc32(data[at + wal.FRAME : at + step])
                 changed.add((page - 1) // _BLOCK)
         return changed
 
-    def _of_a_hole(self) -> int:
-        """A page that was taken and freed again may never be written: the file has zeros there."""
-        return zlib.crc32(bytes(self._size))
-
-    def save(self) -> None:
-        """All of them: what was computed from a file that had none."""
-        if self._size:
-            self._store(set(range(len(self._sums) // _BLOCK + 1)))
-
     def _store(self, blocks: set[int]) -> None:
+        """A new file gets its head last: a crash on the way leaves no sums, not wrong ones."""
         if self._file is None:
+            if not self._headed:
+                sums_path(self._path).unlink(missing_ok=True)
             self._file = os.open(sums_path(self._path), os.O_WRONLY | os.O_CREAT, 0o600)
             os.ftruncate(self._file, _HEAD.size + 4 * len(self._sums))
-            os.pwrite(self._file, _HEAD.pack(_MAGIC, self._size), 0)
         for block in sorted(blocks):
-            os.pwrite(self._file, self._sums[block * _BLOCK : (block + 1) * _BLOCK].tobytes(), _HEAD.size + 4 * block * _BLOCK)
-        if self._sync:
+            self._write(self._sums[block * _BLOCK : (block + 1) * _BLOCK].tobytes(), _HEAD.size + 4 * block * _BLOCK)
+        self._make_durable()
+        if not self._headed:
+            self._write(_HEAD.pack(_MAGIC, self._size), 0)
+            self._make_durable()
+            self._headed = True
+
+    def _write(self, data: bytes, at: int) -> None:
+        fd = self._file
+        if fd is None or os.pwrite(fd, data, at) != len(data):
+            raise OSError(f"{sums_path(self._path)} took only a part of {len(data)} bytes")
+
+    def _make_durable(self) -> None:
+        if self._sync and self._file is not None:
             os.fdatasync(self._file)
 
     def _log(self) -> int | None:

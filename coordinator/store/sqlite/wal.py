@@ -36,7 +36,7 @@ class Shm(Struct, frozen=True):
 class Wal(Struct, frozen=True):
     """`committed`: frames that SQLite will read. `damage`: one sentence, None where nothing acknowledged is missing.
 
-    `torn`: frames of one transaction behind the end, as a power cut leaves them, and no `-shm` says that they were not the last commit.
+    `torn`: frames behind the end, as a power cut leaves them, and no `-shm` says that they were not the last commit.
     """
 
     committed: int = 0
@@ -71,8 +71,12 @@ def read_shm(path: Path) -> Shm | None:
     return Shm(frames, salts, int(struct.unpack("=I", data[96:100])[0]))
 
 
-def inspect(path: Path) -> Wal:
-    """Look at the log beside `path`, which nobody is writing. Costs about 0.1 ms a frame, and only after a crash is there one."""
+def inspect(path: Path, *, synced: bool = True) -> Wal:
+    """Look at the log beside `path`, which nobody is writing. Costs about 0.1 ms a frame, and only after a crash is there one.
+
+    `synced`: each commit was on the disk before it was acknowledged (`synchronous=FULL`). Else a power cut may take any of the last ones,
+    as was agreed to, and frames behind the end are no damage.
+    """
     shm = read_shm(path)
     try:
         fd = os.open(wal_path(path), os.O_RDONLY)
@@ -80,7 +84,7 @@ def inspect(path: Path) -> Wal:
         return _without_log(path, shm)
     try:
         size = os.fstat(fd).st_size
-        return _without_log(path, shm) if size == 0 else _inspect(fd, size, path, shm)
+        return _without_log(path, shm) if size == 0 else _inspect(fd, size, path, shm, synced)
     finally:
         os.close(fd)
 
@@ -130,7 +134,7 @@ class _Scan:
         return True
 
 
-def _inspect(fd: int, size: int, path: Path, shm: Shm | None) -> Wal:
+def _inspect(fd: int, size: int, path: Path, shm: Shm | None, synced: bool) -> Wal:
     head = os.pread(fd, HEADER, 0)
     if not _header_is_sound(head):
         if size <= HEADER + FRAME:
@@ -140,7 +144,7 @@ def _inspect(fd: int, size: int, path: Path, shm: Shm | None) -> Wal:
     scan.walk()
     witnessed = shm is not None and shm.salts == scan.salts
     torn = 0 if witnessed else len(scan.beyond) + scan.valid - scan.committed
-    return Wal(scan.committed, frozenset(scan.pages), _damage(scan, path, shm), torn)
+    return Wal(scan.committed, frozenset(scan.pages), _damage(scan, path, shm, synced), torn)
 
 
 def _header_is_sound(head: bytes) -> bool:
@@ -152,7 +156,7 @@ def _header_is_sound(head: bytes) -> bool:
     return struct.pack(">II", *checksum(head[:24], _MAGICS[magic])) == head[24:32]
 
 
-def _damage(scan: _Scan, path: Path, shm: Shm | None) -> str | None:
+def _damage(scan: _Scan, path: Path, shm: Shm | None, synced: bool) -> str | None:
     where = f"{wal_path(path)} is damaged at frame {scan.valid + 1}"
     commits = sum(ends for _, ends in scan.beyond)
     if shm is not None and shm.salts == scan.salts and shm.frames > scan.committed:
@@ -160,7 +164,7 @@ def _damage(scan: _Scan, path: Path, shm: Shm | None) -> str | None:
     if shm is not None and shm.frames > shm.backfilled and _older(scan.salts, shm.salts):
         return f"{wal_path(path)} is older than what was committed last: {shm.frames} pages of acknowledged commits are missing"
     first_end = next((number for number, ends in scan.beyond if ends), None)
-    if first_end is not None and scan.beyond[-1][0] > first_end:
+    if synced and first_end is not None and scan.beyond[-1][0] > first_end:
         return f"{where}, and {commits} commits stand there or behind it"
     return None
 
