@@ -33,7 +33,8 @@ class Wrong(Harness):
         super().__init__(folder, SEED, 0, 20.0, self.lines.append)
         for program in self.cast.all:
             if program.name in SHIFTS:
-                program.command = _shifted(program.command, SHIFTS[program.name])
+                program.arguments = [str(SHIFTS[program.name]), program.module, *program.arguments]
+                program.module = "tests.clocks.shifted"
 
     def _come_to_rest(self) -> None:
         """Before: the load, with the coordinator stopped past every lease, a consumer too, and the relay's owner of lanes gone for good."""
@@ -59,11 +60,6 @@ class Wrong(Harness):
         """The times of a history with wrong clocks mean nothing: each group counts as standing from the beginning."""
         super()._judge()
         self.report.verdict = checker.check(_timeless(self.path))
-
-
-def _shifted(command: list[str], seconds: int) -> list[str]:
-    python, dash_m, module, *more = command
-    return [python, dash_m, "tests.clocks.shifted", str(seconds), module, *more]
 
 
 def _effects(folder: Path) -> list[int]:

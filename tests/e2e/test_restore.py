@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.e2e import shop
-from tests.kill.processes import HALFMSG, HOST, ROOT, Api, Program, _free_port, says, wait_for
+from tests.kill.processes import HALFMSG, HOST, ROOT, Api, Program, free_port, says, wait_for
 
 WAIT_S = 40.0
 
@@ -27,16 +27,16 @@ class Stage:
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.store = folder, folder / "halfmsg.db"
-        self.api = Api(_free_port())
+        self.api = Api(free_port())
         self.url = f"http://{HOST}:{self.api.port}"
-        serve = [sys.executable, "-c", HALFMSG, "serve", "--listen", f"{HOST}:{self.api.port}", "--store", str(self.store)]
-        self.coordinator = Program("coordinator", serve, folder / "coordinator.log", lambda _: self.api.is_ready())
+        serve = ["serve", "--listen", f"{HOST}:{self.api.port}", "--store", str(self.store)]
+        self.coordinator = Program("coordinator", HALFMSG, serve, folder / "coordinator.log", lambda _: self.api.is_ready())
         self.producer = self._program("producer", "produce", "--seed", str(seed))
         self.consumer = self._program("consumer", "consume")
 
     def _program(self, name: str, role: str, *more: str) -> Program:
-        command = [sys.executable, "-m", "tests.e2e.shop", role, "--folder", str(self.folder), "--url", self.url, *more]
-        return Program(name, command, self.folder / f"{name}.log", lambda self: says(self, "ready"))
+        arguments = [role, "--folder", str(self.folder), "--url", self.url, *more]
+        return Program(name, "tests.e2e.shop", arguments, self.folder / f"{name}.log", lambda self: says(self, "ready"))
 
     def start(self) -> None:
         self.coordinator.start()
@@ -66,7 +66,7 @@ class Stage:
     def halfmsg(self, *args: str, code: int = 0) -> str:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("HALFMSG_")}
         done = subprocess.run(
-            [sys.executable, "-c", HALFMSG, *args], cwd=self.folder, capture_output=True, text=True, timeout=60, check=False,
+            [sys.executable, "-m", HALFMSG, *args], cwd=self.folder, capture_output=True, text=True, timeout=60, check=False,
             env=environment | {"PYTHONPATH": str(ROOT), "HALFMSG_URL": self.url},
         )  # fmt: skip
         assert done.returncode == code, f"{args}: {done.returncode}\n{done.stdout}{done.stderr}"
