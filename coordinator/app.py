@@ -65,9 +65,8 @@ class Coordinator:
         except BaseException as error:
             await self._close()
             if isinstance(error, sqlite3.DatabaseError | msgspec.MsgspecError | Problem):
-                path = self.engine.path
-                remedy = f"Look: halfmsg doctor --store {path}. {file.instead(path)}"
-                raise StartError(f"cannot read {path}: {self.broken or error}", remedy) from error
+                path, words = self.engine.path, str(self.broken or error)
+                raise StartError(f"cannot read {path}: {words}", file.next_after(path, words)) from error
             raise
 
     async def _open(self) -> None:

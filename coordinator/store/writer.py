@@ -263,8 +263,8 @@ class Writer:
                 self._break(found, error)
 
     def _break(self, found: Exception, error: Exception) -> None:
-        """From here on nothing is written; the process is told, once, and stops."""
-        log.critical("the store failed, stopping: %s", found, exc_info=error)
+        """From here on nothing is written; the process is told, once, and stops. Where the disk is the cause a traceback says nothing more."""
+        log.critical("the store failed, stopping: %s", found, exc_info=None if isinstance(found, StoreBroken) else error)
         if self._broken is None:
             self._broken = found
             with contextlib.suppress(RuntimeError):  # the loop is gone

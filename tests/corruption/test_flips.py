@@ -97,7 +97,7 @@ def test_p3_end_of_the_log_that_nothing_explains_is_written_down(tmp_path: Path)
         file.seek(last)
         file.write(b"torn")
     assert wal.inspect(path).torn > 0
-    open_sqlite(path).close()
+    open_sqlite(path, synchronous="FULL").close()
     conn = sqlite3.connect(path)
     assert "torn by a power cut, or the last commit" in conn.execute("SELECT reason FROM audit WHERE act = 'store.open'").fetchone()[0]
     conn.close()

@@ -83,4 +83,5 @@ def test_demo_says_what_is_wrong_with_a_file(tmp_path: Path, capfd: pytest.Captu
 
 
 def _children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children(recursive=True) if "halfmsg" in " ".join(child.cmdline())]
+    alive = (child for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE)
+    return [child for child in alive if "halfmsg" in " ".join(child.cmdline())]

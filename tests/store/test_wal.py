@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from halfmsg.coordinator.errors import StartError
 from halfmsg.coordinator.store.sqlite import wal
+from tests.corruption.content import fill
+from tests.support.stores import open_sqlite
 
 PAGE = 4_096
 STEP = wal.FRAME + PAGE
@@ -130,3 +133,19 @@ def test_p3_flipped_index_says_nothing(killed: Path) -> None:
 def test_no_log_is_no_damage(tmp_path: Path) -> None:
     """Stopped in good order, or not made yet."""
     assert wal.inspect(tmp_path / "none.db") == wal.Wal()
+
+
+def test_frames_behind_the_end_are_no_damage_where_commits_were_not_synced(tmp_path: Path) -> None:
+    """`synchronous=NORMAL` has agreed to lose the last commits with the power: the next start goes on, and writes down that it did."""
+    fill(tmp_path, 5, killed=True)
+    store = tmp_path / "halfmsg.db"
+    _forget_index(store)
+    _spoil(wal.wal_path(store), wal.HEADER + 20 * STEP + wal.FRAME + 100)
+    assert "damaged at frame 21" in str(wal.inspect(store).damage)
+    found = wal.inspect(store, synced=False)
+    assert found.damage is None and found.torn > 1
+    with pytest.raises(StartError, match="damaged at frame 21"):
+        open_sqlite(store, synchronous="FULL")
+    opened = open_sqlite(store, synchronous="NORMAL")
+    assert "synchronous=NORMAL had not made durable" in opened.tx.one("SELECT reason FROM audit WHERE act = 'store.open'")[0]
+    opened.close()

@@ -52,7 +52,7 @@ class SqliteBackend:
             if torn:
                 self._note_torn(torn, synchronous, now_ms)
         except BaseException as error:
-            self.close()
+            self._let_go()
             if isinstance(error, sqlite3.Error) and meaning(error) is not error:  # else a defect of the migration, with its traceback
                 raise file.refusal(path, error) from error
             raise
@@ -134,15 +134,26 @@ class SqliteBackend:
         self._sums.update(frames)
 
     def close(self) -> None:
+        failed = self._let_go()
+        if failed is not None:
+            log.warning("the last checkpoint failed, the next start makes it: %s", failed)
+
+    def _let_go(self) -> sqlite3.Error | None:
+        """SQLite makes a checkpoint of its own when the last connection is closed, and takes no sums: where ours failed, they go first."""
+        failed = None
         try:
-            if not self._conn.in_transaction:
+            if self._conn.in_transaction:
+                self._sums.give_up()
+            else:
                 self._checkpoint("PASSIVE")
-        except sqlite3.Error:
-            log.exception("the last checkpoint failed; the next start makes it")
+        except sqlite3.Error as error:
+            failed = error
+            self._sums.give_up()
         finally:
             self._conn.close()
             self._sums.close()
             self._lock.close()
+        return failed
 
 
 def _judge(path: Path, synchronous: str) -> tuple[PageSums, bool, int]:

@@ -59,6 +59,7 @@ def lock(path: Path) -> IO[str]:
     return handle
 
 
+_LOOK_AT_THE_DISK = "Look at the disk and at the limit of open files, then do it again"
 FULL = "The disk is full: make room and start again; what is stored is safe"
 
 
@@ -125,6 +126,13 @@ def instead(path: Path) -> str:
     )
 
 
+def next_after(path: Path, words: str) -> str:
+    """The next command where a start failed on what it read or wrote first."""
+    if any(name in words for name in ("SQLITE_IOERR", "SQLITE_CANTOPEN")):
+        return _LOOK_AT_THE_DISK
+    return f"Look: halfmsg doctor --store {path}. {instead(path)}"
+
+
 def half_way(path: Path) -> Path:
     """What `halfmsg restore` builds before it takes the place of the store."""
     return path.with_name(path.name + ".restoring")
@@ -145,9 +153,15 @@ def in_use(path: Path) -> bool:
 
 
 def look(path: Path, synchronous: str = "FULL") -> tuple[wal.Wal, list[int] | None]:
-    """(the log, pages that are not as they were written) of a store that nobody uses. No SQLite is opened: that would change the log's index."""
-    log = wal.inspect(path, synced=synchronous == "FULL")
-    return log, sums.wrong_pages(path, log.pages)
+    """(the log, pages that are not as they were written) of a store that nobody uses. No SQLite is opened: that would change the log's index.
+
+    Raises StartError where the disk does not give them to read.
+    """
+    try:
+        log = wal.inspect(path, synced=synchronous == "FULL")
+        return log, sums.wrong_pages(path, log.pages)
+    except OSError as error:
+        raise StartError(f"cannot read {error.filename or path}: {error.strerror}", _LOOK_AT_THE_DISK) from error
 
 
 def damage(path: Path, log: wal.Wal, wrong: list[int] | None) -> str | None:

@@ -94,7 +94,14 @@ class PageSums:
         self._file: int | None = None
 
     def is_due(self, frames: int) -> bool:
-        """Has the log so many frames? Two small reads."""
+        """Has the log so many frames? Two small reads. Who cannot read it says yes: a checkpoint needs no sums."""
+        try:
+            return self._has(frames)
+        except OSError as error:
+            self._cannot(error)
+            return True
+
+    def _has(self, frames: int) -> bool:
         fd = self._log()
         if fd is None:
             return False
@@ -116,8 +123,12 @@ class PageSums:
         try:
             action()
         except OSError as error:
+            self._cannot(error)
+
+    def _cannot(self, error: OSError) -> None:
+        if self._size != _TOO_MANY:
             log.warning("page sums cannot be kept and are given up until the next start: %s", error)
-            self.give_up()
+        self.give_up()
 
     def _update(self, frames: int) -> None:
         fd = self._log()

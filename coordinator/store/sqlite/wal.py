@@ -60,7 +60,7 @@ def read_shm(path: Path) -> Shm | None:
     """None where there is none, or it is not whole. Only while no connection of this process is open: closing a file drops its locks."""
     try:
         data = path.with_name(path.name + "-shm").read_bytes()[:136]
-    except OSError:
+    except FileNotFoundError:
         return None
     if len(data) < 100 or data[:48] != data[48:96]:
         return None
