@@ -175,6 +175,8 @@ async def serve(settings: Settings) -> int:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(settings.drain_s):
             await coordinator.stop()
+    loop.remove_signal_handler(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends already: one that comes now must not take the place of the exit code
     if coordinator.broken is not None:
         print(f"halfmsg: the store failed: {coordinator.broken}. Start again; if it fails again, look at the disk", file=sys.stderr)
         return 1

@@ -187,6 +187,7 @@ async def test_p7_subscription_whose_connection_is_cancelled_gives_its_lanes_bac
         sent.append(k)
         await life.send(topic, k)
         reached = await cuts.run(k, [SUBSCRIBE | {"group": topic, "member": f"m{k}"}])
+        await life.written()
         await life.later(LEASE_S + 1)
         life.clock.advance(BACKOFF_S + 1)  # one that travelled alone is charged, and waits
         if not reached:
