@@ -127,6 +127,14 @@ def check(settings: Settings) -> Settings:
         raise StartError("PostgreSQL as the coordinator's store is not built yet", "Name a file: --store halfmsg.db", 2)
     if settings.check.first_delay_s > settings.check.max_interval_s:
         raise StartError("check.first_delay_s is above check.max_interval_s", "Lower the first or raise the second", 2)
+    if settings.group.backoff_first_s > settings.group.backoff_max_s:
+        raise StartError("group.backoff_first_s is above group.backoff_max_s", "Lower the first or raise the second", 2)
+    from halfmsg.checkback.allowlist import AllowList
+
+    try:
+        AllowList(settings.callback.allow)
+    except ValueError as error:
+        raise StartError(str(error), "Example: --set callback.allow=loopback,10.0.0.0/8,orders.internal", 2) from error
     return settings
 
 

@@ -134,6 +134,8 @@ def test_settings_come_from_flag_then_environment_then_file_then_default(tmp_pat
         (["--set", "listen=0.0.0.0:7610"], {}, "--insecure"),
         (["--set", "listen=nowhere"], {}, "HOST:PORT"),
         (["--set", "storage.synchronous=NORMAL"], {}, "i_accept_loss"),
+        (["--set", "group.backoff_first_s=700"], {}, "group.backoff_max_s"),
+        (["--set", "callback.allow=a b"], {}, "callback.allow"),
         (["--set", "oops"], {}, "name=value"),
         (["--config", "missing.toml"], {}, "missing.toml"),
         ([], {"HALFMSG_STORE_FILE": "/nowhere/at/all"}, "/nowhere/at/all"),
