@@ -288,6 +288,8 @@ class Calls:
         return 200, await self.engine.read(lambda tx: self._producer(tx, req.path["producer"]))
 
     async def put_producer(self, req: Any) -> Answer:
+        if req.body.limits is not msgspec.UNSET:
+            raise Problem("not_supported", "limits of one producer are known but not built yet; the setting is producer.max_in_doubt")
         if req.body.check_url is not None:
             self.checks.check_url(req.body.check_url)
         wanted = producers.ProducerWanted(_name(req.path["producer"]), req.body.check_url, req.body.dialect, os.urandom)

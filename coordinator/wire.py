@@ -232,6 +232,7 @@ class GroupIn(_Strict, kw_only=True):
 class ProducerIn(_Strict, kw_only=True):
     check_url: Annotated[str, Meta(max_length=2_048)] | None = None
     dialect: Literal["halfmsg", "dtm"] = "halfmsg"
+    limits: dict[str, Any] | UnsetType = UNSET
 
 
 class CheckIn(_Strict, kw_only=True):
