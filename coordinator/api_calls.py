@@ -111,9 +111,13 @@ class Calls:
     async def list_transactions(self, req: Any) -> Answer:
         older = req.query.get("older_than_s")
         before = None if older is None else self.engine.clock.now_ms() - _int(req.query, "older_than_s", 0) * 1000
+        order, key = req.query.get("order", "oldest"), req.query.get("key")
+        if order not in ("oldest", "newest"):
+            raise Problem("bad_request", f"order is oldest or newest, not {order[:80]!r}")
         want = looking.Listing(
-            req.query.get("state"), req.query.get("producer"), req.query.get("topic"), before, _int(req.query, "cursor", 0), _limit(req.query)
-        )
+            req.query.get("state"), req.query.get("producer"), req.query.get("topic"), None if key is None else key.encode(errors="replace"),
+            before, order == "newest", _int(req.query, "cursor", 0), _limit(req.query),
+        )  # fmt: skip
         found, cursor = await self.engine.read(lambda tx: looking.list_transactions(tx, want))
         return _page([render.transaction(view) for view in found], cursor)
 

@@ -56,7 +56,7 @@ ROUTES: tuple[Route, ...] = (
         "GET",
         "/v1/transactions",
         "list_transactions",
-        "Transactions, oldest first",
+        "Transactions, oldest first; with order=newest the other way",
         None,
         None,
         200,

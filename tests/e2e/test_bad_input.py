@@ -190,6 +190,7 @@ async def test_p9_bad_request_is_typed_and_stores_nothing(standing: Served, name
         ("GET", "/v1/transactions?limit=1001", None, "bad_request"),
         ("GET", "/v1/transactions?state=done", None, "bad_request"),
         ("GET", "/v1/transactions?cursor=-1", None, "bad_request"),
+        ("GET", "/v1/transactions?order=random", None, "bad_request"),
         ("GET", "/v1/topics/plain/messages?lane=9", None, "bad_request"),
         ("GET", "/v1/topics/plain/messages?from_offset=x", None, "bad_request"),
         ("GET", "/v1/topics/plain/keys/k", None, "combination_refused"),

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
+from halfmsg.coordinator.service import looking
 from tests.support.serving import Served
 
 
@@ -15,3 +20,44 @@ async def test_p2_lag_of_a_group_is_of_now(coordinator: Served) -> None:
         seen.append(group["lag"])
         await coordinator.call("POST", "/v1/topics/plain/messages", {"data": 1})
     assert seen == [0, 1, 2]
+
+
+async def _sent(coordinator: Served, count: int) -> None:
+    await coordinator.call("PUT", "/v1/topics/plain", {"kind": "unordered", "allow_no_group": True})
+    await coordinator.call("PUT", "/v1/topics/keyed", {"kind": "arrival", "allow_no_group": True})
+    for n in range(count):
+        await coordinator.call("POST", "/v1/topics/keyed/messages", {"data": n, "key": f"k{n}"})
+
+
+async def _listed(coordinator: Served, query: str) -> list[Any]:
+    """The keys of all pages, in the order given."""
+    found: list[Any] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        status, page = await coordinator.call("GET", f"/v1/transactions?{query}&cursor={cursor}")
+        assert status == 200
+        found += [item["messages"][0].get("key") for item in page["items"]]
+        cursor = page["next"]
+    return found
+
+
+async def test_transactions_are_listed_by_key_and_from_either_end(coordinator: Served) -> None:
+    """`order=newest` is the same list backwards, also page by page; a key is one of a message of it."""
+    await _sent(coordinator, 5)
+    for limit in (2, 100):
+        assert await _listed(coordinator, f"limit={limit}") == ["k0", "k1", "k2", "k3", "k4"]
+        assert await _listed(coordinator, f"limit={limit}&order=newest") == ["k4", "k3", "k2", "k1", "k0"]
+    assert await _listed(coordinator, "key=k3") == ["k3"]
+    assert await _listed(coordinator, "key=k3&topic=plain") == []
+
+
+async def test_what_is_in_doubt_is_found_behind_many_that_are_decided(coordinator: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page looks at a bounded number of transactions: an empty one with a cursor is not the end."""
+    monkeypatch.setattr(looking, "SCAN_MAX", 1)
+    monkeypatch.setattr(looking, "STEP", 1)
+    await _sent(coordinator, 3)
+    await coordinator.call("PUT", "/v1/producers/orders", {"check_url": "http://127.0.0.1:9/check"})
+    await coordinator.call("POST", "/v1/transactions", {"producer": "orders", "messages": [{"topic": "plain", "data": 1}]})
+    _, first = await coordinator.call("GET", "/v1/transactions?state=prepared")
+    assert (first["items"], first["next"]) == ([], "1")
+    assert len(await _listed(coordinator, "state=prepared")) == 1
