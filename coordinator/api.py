@@ -65,6 +65,8 @@ class Http:
         if route.takes is None:
             return None
         content_type = request.content_type
+        if content_type.startswith("application/cloudevents") or "ce-specversion" in request.headers:
+            raise Problem("not_supported", "CloudEvents are known but not built yet; send a message as JSON")
         if content_type not in (JSON, "application/octet-stream") or (content_type != JSON and request.headers.get("Content-Type")):
             raise Problem("unsupported_media_type", f"{content_type} is not known here; send application/json")
         try:

@@ -112,7 +112,7 @@ ROUTES: tuple[Route, ...] = (
         wire.ParkIn,
         wire.TransactionOut,
         200,
-        _codes("transaction_not_found state_changed decided_otherwise"),
+        _codes("bad_request transaction_not_found state_changed decided_otherwise"),
     ),
     Route("POST", "/v1/batch", "batch", "Up to 1,000 operations, each its own", wire.BatchIn, None, 200, _codes("bad_request too_large overloaded")),
     Route("GET", "/v1/topics", "list_topics", "Topics", None, None, 200, (), _PAGE),

@@ -42,6 +42,7 @@ Sequence = Annotated[int, Meta(ge=1, lt=2**53)]
 Reason = Annotated[str, Meta(max_length=MAX_REASON_CHARS)]
 Numbers = Annotated[list[Sequence | None], Meta(max_length=1_024)]
 Text = Annotated[str, Meta(max_length=256)]
+State = Literal["prepared", "committed", "rolled_back", "parked"]
 
 
 class _Strict(Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -101,7 +102,7 @@ class CommitIn(_Strict, kw_only=True):
     producer: Name | None = None
     force: bool = False
     reason: Reason | None = None
-    if_state: str | None = None
+    if_state: State | None = None
 
 
 class Commit(CommitIn, tag_field="op", tag="commit", kw_only=True):
@@ -114,7 +115,7 @@ class RollbackIn(_Strict, kw_only=True):
     mark: Millis | None = None
     reason: Reason | None = None
     force: bool = False
-    if_state: str | None = None
+    if_state: State | None = None
 
 
 class Rollback(RollbackIn, tag_field="op", tag="rollback", kw_only=True):
@@ -122,8 +123,8 @@ class Rollback(RollbackIn, tag_field="op", tag="rollback", kw_only=True):
 
 
 class ParkIn(_Strict, kw_only=True):
-    reason: Reason
-    if_state: str | None = None
+    reason: Annotated[str, Meta(min_length=1, max_length=MAX_REASON_CHARS)]
+    if_state: State | None = None
 
 
 class Token(_Strict, kw_only=True):

@@ -123,6 +123,8 @@ BAD: list[Any] = [
     ("opposite_decision", f"/v1/transactions/{DECIDED}/rollback", {"producer": "orders"}, 409, "decided_otherwise"),
     ("force_without_reason", f"/v1/transactions/{OPEN}/commit", {"force": True}, 400, "bad_request"),
     ("force_of_prepared", f"/v1/transactions/{OPEN}/commit", {"force": True, "reason": "x"}, 409, "state_changed"),
+    ("park_without_reason", f"/v1/transactions/{OPEN}/park", {"reason": ""}, 400, "bad_request"),
+    ("park_in_no_state", f"/v1/transactions/{OPEN}/park", {"reason": "x", "if_state": "open"}, 400, "bad_request"),
     ("long_reason", f"/v1/transactions/{OPEN}/park", {"reason": "r" * 1_025}, 413, "too_large"),
     ("park_decided", f"/v1/transactions/{DECIDED}/park", {"reason": "x"}, 409, "decided_otherwise"),
     ("rollback_unknown_by_nobody", f"/v1/transactions/{ID % 9}/rollback", {}, 400, "bad_request"),
@@ -173,6 +175,8 @@ async def test_p9_bad_request_is_typed_and_stores_nothing(standing: Served, name
         ("PUT", "/v1/groups/new", {"topics": [{"topic": "plain"}, {"topic": "plain"}]}, "bad_request"),
         ("PUT", "/v1/groups/new", {"topics": [{"topic": "plain"}], "mode": "broadcast"}, "not_supported"),
         ("PUT", "/v1/groups/new", {"topics": [{"topic": "plain"}], "push": {"url": "http://x"}}, "not_supported"),
+        ("PUT", "/v1/groups/new", {"topics": [{"topic": "plain"}], "start": "2026-11-21T15:00:00Z"}, "not_supported"),
+        ("PUT", "/v1/groups/new", {"topics": [{"topic": "plain"}], "start": "erliest"}, "bad_request"),
         ("PUT", "/v1/groups/g", {"topics": [{"topic": "seq"}]}, "state_changed"),
         ("PUT", "/v1/groups/new", {"topics": [{"topic": "plain"}], "backoff": {"first_s": 5, "max_s": 1}}, "bad_request"),
         ("PUT", "/v1/groups/new", {"topics": [{"topic": "plain"}], "backoff": {"max_s": 0.5}}, "bad_request"),
@@ -222,7 +226,7 @@ async def test_p9_bad_resource_call_is_typed_and_stores_nothing(standing: Served
     assert changed(before, standing.dump()) == {}
 
 
-@pytest.mark.parametrize("url", ["http://[::1/", "http://127.0.0.1:99999/"])
+@pytest.mark.parametrize("url", ["http://[::1/", "http://127.0.0.1:99999/", "ftp://127.0.0.1/check", "//127.0.0.1/check"])
 async def test_check_url_that_is_no_url_is_a_bad_request(standing: Served, url: str) -> None:
     """Refused when it is registered, by name."""
     status, problem = await standing.call("PUT", "/v1/producers/new", {"check_url": url})
@@ -256,6 +260,19 @@ async def test_wrong_content_type_is_415(standing: Served, content_type: str) ->
     before = standing.dump()
     status, problem = await standing.call("POST", POST, tx(), headers={"Content-Type": content_type})
     assert (status, problem["code"]) == (415, "unsupported_media_type")
+    assert changed(before, standing.dump()) == {}
+
+
+@pytest.mark.parametrize("headers", [
+    {"Content-Type": "application/cloudevents+json"},
+    {"Content-Type": "application/cloudevents-batch+json"},
+    {"Content-Type": "application/json", "ce-specversion": "1.0", "ce-id": "1", "ce-type": "t", "ce-source": "/x"},
+], ids=["structured", "batch", "binary"])  # fmt: skip
+async def test_cloud_event_is_refused_by_name(standing: Served, headers: dict[str, str]) -> None:
+    """Not taken as a message without what its headers say."""
+    before = standing.dump()
+    status, problem = await standing.call("POST", "/v1/topics/plain/messages", {"data": 1}, headers=headers)
+    assert (status, problem["code"]) == (501, "not_supported")
     assert changed(before, standing.dump()) == {}
 
 
