@@ -51,6 +51,8 @@ class Http:
                 body = await self._body(request, route)
                 status, answer = await call(Request(request.match_info, request.query, body))
                 response = self._answer(status, wire.encode_json(answer) if answer is not None else b"", JSON)
+                if isinstance(answer, dict) and answer.get("next") is not None and "cursor" in route.query:
+                    response.headers["Link"] = f'<{request.rel_url.update_query(cursor=answer["next"])}>; rel="next"'
             except Problem as problem:
                 response = self.problem(problem)
             except Exception as error:

@@ -80,7 +80,10 @@ class Calls:
     async def send(self, req: Any) -> Answer:
         command = parse.plain(req.body, _name(req.path["topic"]), now_ms=self.engine.clock.now_ms())
         view = await self.engine.store_content(command)
-        return (201 if view.created else 200), {"id": f"{format_id(command.id)}-0", "transaction_id": format_id(command.id)}
+        sent = {"id": f"{format_id(command.id)}-0", "transaction_id": format_id(command.id)}
+        for place in view.messages:
+            sent |= {} if place.offset is None else {"lane": place.lane, "offset": place.offset}
+        return (201 if view.created else 200), sent
 
     async def commit(self, req: Any) -> Answer:
         return await self._decide(parse.decision(req.path["id"], req.body))

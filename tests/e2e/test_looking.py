@@ -61,3 +61,34 @@ async def test_what_is_in_doubt_is_found_behind_many_that_are_decided(coordinato
     _, first = await coordinator.call("GET", "/v1/transactions?state=prepared")
     assert (first["items"], first["next"]) == ([], "1")
     assert len(await _listed(coordinator, "state=prepared")) == 1
+
+
+async def test_page_tells_the_next_one_as_a_link(coordinator: Served) -> None:
+    """`Link: rel="next"` keeps what was asked; the last page has none."""
+    await _sent(coordinator, 2)
+    async with coordinator.session.get(coordinator.url + "/v1/transactions?limit=1&state=committed") as answer:
+        link = answer.headers["Link"]
+    assert link == '</v1/transactions?limit=1&state=committed&cursor=1>; rel="next"'
+    async with coordinator.session.get(coordinator.url + "/v1/transactions?limit=100") as answer:
+        assert "Link" not in answer.headers
+
+
+async def test_plain_send_tells_where_it_stands(coordinator: Served) -> None:
+    """Its lane and offset, also when it is repeated."""
+    await _sent(coordinator, 0)
+    id = "018f0000-0000-7000-8000-000000000001"
+    for status in (201, 200):
+        told = await coordinator.call("POST", "/v1/topics/plain/messages", {"data": 1, "id": id})
+        assert told == (status, {"id": f"{id}-0", "transaction_id": id, "lane": 0, "offset": 0})
+
+
+async def test_r26_a_repeated_prepare_tells_the_messages_as_they_stand(coordinator: Served) -> None:
+    """The answer is the transaction of now, its messages in it."""
+    await _sent(coordinator, 0)
+    await coordinator.call("PUT", "/v1/producers/orders", {"check_url": "http://127.0.0.1:9/check"})
+    asked = {"id": "018f0000-0000-7000-8000-000000000001", "producer": "orders", "messages": [{"topic": "plain", "data": 1}]}
+    first = (await coordinator.call("POST", "/v1/transactions", asked))[1]
+    assert (await coordinator.call("POST", "/v1/transactions", asked))[1] == first
+    await coordinator.call("POST", f"/v1/transactions/{asked['id']}/commit", {"digest": first["digest"]})
+    again = (await coordinator.call("POST", "/v1/transactions", asked))[1]
+    assert (again["state"], again["messages"][0]["offset"]) == ("committed", 0)
