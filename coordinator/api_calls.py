@@ -46,6 +46,13 @@ def _limit(query: Any) -> int:
     return _int(query, "limit", LIMIT_DEFAULT, least=1, most=LIMIT_MAX)
 
 
+def _wait_s(query: Any) -> float:
+    try:
+        return msgspec.convert(query.get("wait_s") or "0", wire.WaitSeconds, strict=False)
+    except msgspec.ValidationError as error:
+        raise Problem("bad_request", f"wait_s={query['wait_s'][:80]!r}: {error}") from error
+
+
 def _reason(query: Any) -> str:
     """Why something is removed: for the audit."""
     return str(query.get("reason", ""))[: wire.MAX_REASON_CHARS]
@@ -103,10 +110,13 @@ class Calls:
         return 202, {"items": await self.checks.ask_now(due.producer.name, [req.path["id"]])}
 
     async def get_transaction(self, req: Any) -> Answer:
-        if "wait_s" in req.query or "until" in req.query:
-            raise Problem("not_supported", "waiting for a state is known but not built yet")
-        id = parse_id(req.path["id"])
-        life = await self.engine.read(lambda tx: looking.one_transaction(tx, id))
+        until = req.query.get("until", "decided")
+        if until == "settled":
+            raise Problem("not_supported", "until=settled is known but not built yet; use until=decided")
+        if until != "decided":
+            raise Problem("bad_request", f"until is decided or settled, not {until[:80]!r}")
+        id, wait_s = parse_id(req.path["id"]), _wait_s(req.query)
+        life = await self.engine.read_until(lambda tx: looking.one_transaction(tx, id), lambda life: life.view.tx.decided_at is not None, wait_s)
         out = render.transaction(life.view)
         out.history = _history(life)
         return 200, out

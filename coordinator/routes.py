@@ -67,11 +67,11 @@ ROUTES: tuple[Route, ...] = (
         "GET",
         "/v1/transactions/{id}",
         "get_transaction",
-        "One life, in order",
+        "One life, in order; with wait_s not before it is decided",
         None,
         wire.TransactionOut,
         200,
-        _codes("transaction_not_found not_supported"),
+        _codes("bad_request transaction_not_found not_supported"),
         ("wait_s", "until"),
     ),
     Route(

@@ -38,6 +38,7 @@ TxId = Annotated[str, Meta(min_length=32, max_length=36)]
 Hex32 = Annotated[str, Meta(pattern=HEX32)]
 Millis = Annotated[int, Meta(ge=0, lt=2**53)]
 Seconds = Annotated[float, Meta(ge=0, le=10 * 365 * 86_400)]
+WaitSeconds = Annotated[float, Meta(ge=0, le=30)]
 Sequence = Annotated[int, Meta(ge=1, lt=2**53)]
 Reason = Annotated[str, Meta(max_length=MAX_REASON_CHARS)]
 Numbers = Annotated[list[Sequence | None], Meta(max_length=1_024)]
@@ -183,7 +184,7 @@ class BatchIn(_Strict, kw_only=True):
 
 class FetchIn(_Strict, kw_only=True):
     max: Annotated[int, Meta(ge=1, le=MAX_DELIVERIES)] = 100
-    wait_s: Annotated[float, Meta(ge=0, le=30)] = 0.0
+    wait_s: WaitSeconds = 0.0
     lease_s: Annotated[float, Meta(ge=0.05, le=3_600)] | None = None
     member: Text | None = None
     inbox: Hex32 | None = None

@@ -127,6 +127,13 @@ async def long_poll(world: World) -> Asked:
     return Asked({"group": "u"}, {"max": 10, "wait_s": 0.04})
 
 
+async def wait_for_decision(world: World) -> Asked:
+    """None comes; the clock passes its end while it waits."""
+    id = await world.half()
+    asyncio.get_running_loop().call_later(0.02, world.life.clock.advance, 0.2)
+    return Asked({"id": id}, query="wait_s=0.04")
+
+
 async def delete_topic(world: World) -> Asked:
     return Asked({"topic": await world.empty_topic()})
 
@@ -169,7 +176,7 @@ async def dead_letter(world: World) -> Asked:
 ROWS: dict[tuple[str, str], list[Make]] = {
     ("POST", "/v1/transactions"): [put_transaction],
     ("GET", "/v1/transactions"): [fixed()],
-    ("GET", "/v1/transactions/{id}"): [of_half()],
+    ("GET", "/v1/transactions/{id}"): [of_half(), wait_for_decision],
     ("POST", "/v1/transactions/{id}/commit"): [of_half(lambda world, id: {"digest": world.life.digests[id], "producer": PRODUCER})],
     ("POST", "/v1/transactions/{id}/rollback"): [of_half(lambda world, id: {"producer": PRODUCER})],
     ("POST", "/v1/transactions/{id}/check"): [of_half()],

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
+from halfmsg.coordinator import hub
 from halfmsg.coordinator.service import looking
-from tests.support.serving import Served
+from tests.support.serving import Served, eventually
 
 
 async def test_p2_lag_of_a_group_is_of_now(coordinator: Served) -> None:
@@ -92,3 +94,18 @@ async def test_r26_a_repeated_prepare_tells_the_messages_as_they_stand(coordinat
     await coordinator.call("POST", f"/v1/transactions/{asked['id']}/commit", {"digest": first["digest"]})
     again = (await coordinator.call("POST", "/v1/transactions", asked))[1]
     assert (again["state"], again["messages"][0]["offset"]) == ("committed", 0)
+
+
+async def test_who_waits_for_a_decision_is_told_when_it_is_made(coordinator: Served) -> None:
+    """`wait_s` is a limit: the answer comes with the decision, or says what stands when the time is up."""
+    await _sent(coordinator, 0)
+    await coordinator.call("PUT", "/v1/producers/orders", {"check_url": "http://127.0.0.1:9/check"})
+    asked = {"id": "018f0000-0000-7000-8000-000000000001", "producer": "orders", "messages": [{"topic": "plain", "data": 1}]}
+    await coordinator.call("POST", "/v1/transactions", asked)
+    path = f"/v1/transactions/{asked['id']}"
+    assert (await coordinator.call("GET", f"{path}?until=decided"))[1]["state"] == "prepared"
+    waiting = asyncio.ensure_future(coordinator.call("GET", f"{path}?wait_s=30&until=decided"))
+    await eventually(lambda: hub.DECIDED in coordinator.coordinator.engine.hub._waiters, "somebody to wait")
+    await coordinator.call("POST", f"{path}/rollback", {"producer": "orders"})
+    status, told = await asyncio.wait_for(waiting, 5)
+    assert (status, told["state"]) == (200, "rolled_back")
