@@ -139,6 +139,7 @@ def check(settings: Settings) -> Settings:
 
 
 ALIASES = {"HALFMSG_LISTEN": "listen", "HALFMSG_STORE": "store"}
+IN_THE_SERVICE = {"outbox.prepare_timeout_s": "Outbox(..., prepare_timeout_s=...)", "inbox.keep_s": "Inbox(..., keep=...)"}
 _NOT_SETTINGS = (
     "HALFMSG_URL",
     "HALFMSG_TOKEN",
@@ -160,6 +161,8 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str], config: Path 
     try:
         return check(msgspec.convert(values, Settings, strict=False)), origins
     except msgspec.ValidationError as error:
+        for name in origins.keys() & IN_THE_SERVICE.keys():
+            raise StartError(f"{name} is a setting of the service, not of the coordinator", f"Say it there: {IN_THE_SERVICE[name]}", 2) from error
         raise StartError(f"a setting is wrong: {error}", "See `halfmsg config show`", 2) from error
 
 

@@ -136,6 +136,8 @@ def test_settings_come_from_flag_then_environment_then_file_then_default(tmp_pat
         (["--set", "storage.synchronous=NORMAL"], {}, "i_accept_loss"),
         (["--set", "group.backoff_first_s=700"], {}, "group.backoff_max_s"),
         (["--set", "callback.allow=a b"], {}, "callback.allow"),
+        ([], {"HALFMSG_OUTBOX__PREPARE_TIMEOUT_S": "1"}, "Outbox(..., prepare_timeout_s=...)"),
+        (["--set", "inbox.keep_s=1"], {}, "Inbox(..., keep=...)"),
         (["--set", "oops"], {}, "name=value"),
         (["--config", "missing.toml"], {}, "missing.toml"),
         ([], {"HALFMSG_STORE_FILE": "/nowhere/at/all"}, "/nowhere/at/all"),
