@@ -175,7 +175,8 @@ class Calls:
         if "from_time" in req.query:
             raise Problem("not_supported", "start at a time is known but not built yet")
         lane = _int(req.query, "lane", 0) if "lane" in req.query else None
-        want = looking.Window(req.path["topic"], lane, _int(req.query, "from_offset", 0), _limit(req.query), req.query.get("key"))
+        start = _int(req.query, "cursor", _int(req.query, "from_offset", 0))
+        want = looking.Window(req.path["topic"], lane, start, _limit(req.query), req.query.get("key"))
         found, topic, cursor = await self.engine.read(lambda tx: looking.look(tx, want))
         return _page([render.logged(row, topic, at, producer) for row, at, producer in found], cursor)
 

@@ -139,7 +139,7 @@ ROUTES: tuple[Route, ...] = (
         None,
         200,
         _codes("topic_not_found bad_request not_supported"),
-        ("lane", "from_offset", "from_time", "key", "limit"),
+        ("lane", "from_offset", "from_time", "key", *_PAGE),
     ),
     Route(
         "GET",

@@ -20,6 +20,7 @@ from .settling import groups_of
 SCAN_MAX, STEP = 20_000, 1_000
 DEAD_COUNT_MAX = 100_000
 NEWEST = 2**53
+LOOK_MAX = 10_000
 
 
 class Listing(Struct, frozen=True):
@@ -158,12 +159,12 @@ def look(tx: Deliveries, want: Window) -> tuple[list[tuple[Logged, int, str | No
     if lane >= topic.lanes:
         raise Problem("bad_request", f"topic {topic.name} has lanes 0 to {topic.lanes - 1}")
     end = tx.lane_end(topic.id, lane)
-    scan = want.limit if want.key is None else min(10_000, max(end - want.start, 0))
+    scan = want.limit if want.key is None else min(LOOK_MAX, max(end - want.start, 0))
     rows = tx.read_run(topic.id, lane, want.start, end, scan)
     key = None if want.key is None else want.key.encode()
     found = [(row, lane, _producer(tx, row)) for row in rows if key is None or row.key == key][: want.limit]
-    next_off = found[-1][0].off + 1 if found else want.start
-    return found, topic.name, next_off if next_off < end and found else None
+    last = found[-1][0] if len(found) == want.limit else rows[-1] if rows else None
+    return found, topic.name, last.off + 1 if last is not None and last.off + 1 < end else None
 
 
 def topic_page(tx: Deliveries, after: str, limit: int) -> list[tuple[Topic, dict[str, Any]]]:

@@ -109,3 +109,17 @@ async def test_who_waits_for_a_decision_is_told_when_it_is_made(coordinator: Ser
     await coordinator.call("POST", f"{path}/rollback", {"producer": "orders"})
     status, told = await asyncio.wait_for(waiting, 5)
     assert (status, told["state"]) == (200, "rolled_back")
+
+
+async def test_look_at_a_key_goes_on_behind_many_others(coordinator: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its next page is asked for with `cursor` like any other's, and an empty one is not the end."""
+    monkeypatch.setattr(looking, "LOOK_MAX", 2)
+    await coordinator.call("PUT", "/v1/topics/one", {"kind": "arrival", "lanes": 1, "allow_no_group": True})
+    for n in range(5):
+        await coordinator.call("POST", "/v1/topics/one/messages", {"data": n, "key": f"k{n}"})
+    path, seen, cursor = "/v1/topics/one/messages?key=k4", [], ""
+    while cursor is not None:
+        _, page = await coordinator.call("GET", f"{path}&cursor={cursor}")
+        seen.append([item["data"] for item in page["items"]])
+        cursor = page["next"]
+    assert seen == [[], [], [4]]
