@@ -94,7 +94,10 @@ class GuardedSession:
 
     def check_url(self, url: str) -> None:
         """Judge a host that will not be resolved. Errors: NotAllowed; ValueError for what is no URL."""
-        host = URL(url).host or ""
+        given = URL(url)
+        if given.scheme not in ("http", "https"):
+            raise ValueError(f"{url[:80]!r} is no http or https URL")
+        host = given.host or ""
         if not host or (is_literal(host) and not self.allow.permits_address(host)):
             raise NotAllowed(f"{host} is not in callback.allow")
 

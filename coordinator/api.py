@@ -47,9 +47,12 @@ class Http:
         async def handle(request: web.Request) -> web.StreamResponse:
             started = self.engine.clock.monotonic()
             try:
+                check_query(request.query, route)
                 body = await self._body(request, route)
                 status, answer = await call(Request(request.match_info, request.query, body))
                 response = self._answer(status, wire.encode_json(answer) if answer is not None else b"", JSON)
+                if isinstance(answer, dict) and answer.get("next") is not None and "cursor" in route.query:
+                    response.headers["Link"] = f'<{request.rel_url.update_query(cursor=answer["next"])}>; rel="next"'
             except Problem as problem:
                 response = self.problem(problem)
             except Exception as error:
@@ -64,6 +67,8 @@ class Http:
         if route.takes is None:
             return None
         content_type = request.content_type
+        if content_type.startswith("application/cloudevents") or "ce-specversion" in request.headers:
+            raise Problem("not_supported", "CloudEvents are known but not built yet; send a message as JSON")
         if content_type not in (JSON, "application/octet-stream") or (content_type != JSON and request.headers.get("Content-Type")):
             raise Problem("unsupported_media_type", f"{content_type} is not known here; send application/json")
         try:
@@ -90,6 +95,17 @@ class Http:
         return f"{self._prefix}-{next(self._ids):x}"
 
 
+def check_query(query: Mapping[str, str], route: Route | None = None) -> None:
+    """A misspelt name that is ignored would be a silent strip, in a query as in a body."""
+    for name, value in query.items():
+        if name == "namespace":
+            if value != "default":
+                raise Problem("not_supported", "without tokens the only namespace is default")
+        elif route is not None and route.call != "not_built" and name not in route.query:
+            known = ", ".join(route.query) or "none"
+            raise Problem("unknown_field", f"{name[:80]!r} is not known in the query of {route.path}; known: {known}")
+
+
 def application(engine: Engine, streams: Streams, checks: Checks, gaps: Gaps) -> web.Application:
     http = Http(engine)
     calls = Calls(engine, checks, streams, gaps)
@@ -112,6 +128,7 @@ def _upgrade(http: Http, streams: Streams) -> Callable[[web.Request], Awaitable[
 
     async def handle(request: web.Request) -> web.StreamResponse:
         try:
+            check_query(request.query)
             return await streams.handle(request)
         except Problem as problem:
             return http.problem(problem)

@@ -46,6 +46,13 @@ def _limit(query: Any) -> int:
     return _int(query, "limit", LIMIT_DEFAULT, least=1, most=LIMIT_MAX)
 
 
+def _wait_s(query: Any) -> float:
+    try:
+        return msgspec.convert(query.get("wait_s") or "0", wire.WaitSeconds, strict=False)
+    except msgspec.ValidationError as error:
+        raise Problem("bad_request", f"wait_s={query['wait_s'][:80]!r}: {error}") from error
+
+
 def _reason(query: Any) -> str:
     """Why something is removed: for the audit."""
     return str(query.get("reason", ""))[: wire.MAX_REASON_CHARS]
@@ -80,7 +87,10 @@ class Calls:
     async def send(self, req: Any) -> Answer:
         command = parse.plain(req.body, _name(req.path["topic"]), now_ms=self.engine.clock.now_ms())
         view = await self.engine.store_content(command)
-        return (201 if view.created else 200), {"id": f"{format_id(command.id)}-0", "transaction_id": format_id(command.id)}
+        sent = {"id": f"{format_id(command.id)}-0", "transaction_id": format_id(command.id)}
+        for place in view.messages:
+            sent |= {} if place.offset is None else {"lane": place.lane, "offset": place.offset}
+        return (201 if view.created else 200), sent
 
     async def commit(self, req: Any) -> Answer:
         return await self._decide(parse.decision(req.path["id"], req.body))
@@ -100,10 +110,13 @@ class Calls:
         return 202, {"items": await self.checks.ask_now(due.producer.name, [req.path["id"]])}
 
     async def get_transaction(self, req: Any) -> Answer:
-        if "wait_s" in req.query or "until" in req.query:
-            raise Problem("not_supported", "waiting for a state is known but not built yet")
-        id = parse_id(req.path["id"])
-        life = await self.engine.read(lambda tx: looking.one_transaction(tx, id))
+        until = req.query.get("until", "decided")
+        if until == "settled":
+            raise Problem("not_supported", "until=settled is known but not built yet; use until=decided")
+        if until != "decided":
+            raise Problem("bad_request", f"until is decided or settled, not {until[:80]!r}")
+        id, wait_s = parse_id(req.path["id"]), _wait_s(req.query)
+        life = await self.engine.read_until(lambda tx: looking.one_transaction(tx, id), lambda life: life.view.tx.decided_at is not None, wait_s)
         out = render.transaction(life.view)
         out.history = _history(life)
         return 200, out
@@ -111,9 +124,13 @@ class Calls:
     async def list_transactions(self, req: Any) -> Answer:
         older = req.query.get("older_than_s")
         before = None if older is None else self.engine.clock.now_ms() - _int(req.query, "older_than_s", 0) * 1000
+        order, key = req.query.get("order", "oldest"), req.query.get("key")
+        if order not in ("oldest", "newest"):
+            raise Problem("bad_request", f"order is oldest or newest, not {order[:80]!r}")
         want = looking.Listing(
-            req.query.get("state"), req.query.get("producer"), req.query.get("topic"), before, _int(req.query, "cursor", 0), _limit(req.query)
-        )
+            req.query.get("state"), req.query.get("producer"), req.query.get("topic"), None if key is None else key.encode(errors="replace"),
+            before, order == "newest", _int(req.query, "cursor", 0), _limit(req.query),
+        )  # fmt: skip
         found, cursor = await self.engine.read(lambda tx: looking.list_transactions(tx, want))
         return _page([render.transaction(view) for view in found], cursor)
 
@@ -158,7 +175,8 @@ class Calls:
         if "from_time" in req.query:
             raise Problem("not_supported", "start at a time is known but not built yet")
         lane = _int(req.query, "lane", 0) if "lane" in req.query else None
-        want = looking.Window(req.path["topic"], lane, _int(req.query, "from_offset", 0), _limit(req.query), req.query.get("key"))
+        start = _int(req.query, "cursor", _int(req.query, "from_offset", 0))
+        want = looking.Window(req.path["topic"], lane, start, _limit(req.query), req.query.get("key"))
         found, topic, cursor = await self.engine.read(lambda tx: looking.look(tx, want))
         return _page([render.logged(row, topic, at, producer) for row, at, producer in found], cursor)
 
@@ -288,6 +306,8 @@ class Calls:
         return 200, await self.engine.read(lambda tx: self._producer(tx, req.path["producer"]))
 
     async def put_producer(self, req: Any) -> Answer:
+        if req.body.limits is not msgspec.UNSET:
+            raise Problem("not_supported", "limits of one producer are known but not built yet; the setting is producer.max_in_doubt")
         if req.body.check_url is not None:
             self.checks.check_url(req.body.check_url)
         wanted = producers.ProducerWanted(_name(req.path["producer"]), req.body.check_url, req.body.dialect, os.urandom)

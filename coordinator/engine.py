@@ -11,7 +11,7 @@ from . import gauges
 from .clock import Clock, SteadyClock
 from .env import Env
 from .errors import Problem
-from .hub import FALLBACK_S, Hub
+from .hub import DECIDED, FALLBACK_S, Hub
 from .messages import Content, Delivery, Fetch
 from .metrics import Metrics
 from .reader import Reader
@@ -143,6 +143,20 @@ class Engine:
         finally:
             self.hub.unregister(waiter)
 
+    async def read_until(self, read: Callable[[Deliveries], T], holds: Callable[[T], bool], wait_s: float) -> T:
+        """Read now, and again after each decision, until it holds; what stands after `wait_s`."""
+        waiter = self.hub.register((DECIDED,))
+        deadline = self.clock.monotonic() + wait_s
+        try:
+            while True:
+                found = await self.read(read)
+                left = deadline - self.clock.monotonic()
+                if holds(found) or left <= 0 or self.draining:
+                    return found
+                await waiter.wait(min(left, FALLBACK_S))
+        finally:
+            self.hub.unregister(waiter)
+
     async def topics_of(self, group: str) -> tuple[int, ...]:
         found = await self.call(groups.get, group)
         return tuple(each.topic for each in found)
@@ -179,6 +193,8 @@ class Engine:
             kind = event[0]
             if kind == "released":
                 woken.add(event[1])
+            elif kind == "decided":
+                woken.add(DECIDED)
             elif kind == "wake":
                 self.hub.wake_at(event[1], event[2])
             elif (react := self.on_event.get(kind)) is not None:

@@ -10,6 +10,9 @@ from .clock import Clock
 FALLBACK_S = 1.0
 """A waiter looks again after this long without news: a lane whose owner is gone makes no event."""
 
+DECIDED = -1
+"""No topic has this number: who waits for a decision waits here."""
+
 
 class Waiter:
     """An event for several topics; cleared by the one who waits."""

@@ -41,7 +41,7 @@ def _operation(route: Route, by_type: dict[Any, Any]) -> dict[str, Any]:
     answer = {} if route.gives is None else by_type[route.gives]
     content = {} if route.status == 204 else {"content": {"application/json": {"schema": answer}}}
     operation: dict[str, Any] = {
-        "operationId": route.call if route.call != "not_built" else f"{route.path.rsplit('/', 1)[-1]}_{route.path.count('/')}",
+        "operationId": route.call if route.call != "not_built" else _words(route),
         "summary": route.summary,
         "parameters": _parameters(route),
         "responses": {str(route.status): {"description": route.summary, **content}} | _problems(route),
@@ -52,6 +52,10 @@ def _operation(route: Route, by_type: dict[Any, Any]) -> dict[str, Any]:
     if route.takes is not None:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": by_type[route.takes]}}}
     return operation
+
+
+def _words(route: Route) -> str:
+    return route.method.lower() + re.sub(r"\W+", "_", route.path.removeprefix("/v1")).rstrip("_")
 
 
 def _parameters(route: Route) -> list[dict[str, Any]]:

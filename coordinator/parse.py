@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -137,11 +138,19 @@ def topic(name: str, given: wire.TopicIn) -> TopicWanted:
     return TopicWanted(name, kind, given.lanes, given.retention_s, given.max_message_bytes, given.max_backlog, given.allow_no_group)
 
 
+def _start_at(text: str) -> Problem:
+    try:
+        msgspec.convert(text, datetime)
+    except msgspec.ValidationError:
+        return Problem("bad_request", f"start is earliest, latest or a time of RFC 3339, not {text[:80]!r} - at `$.start`")
+    return Problem("not_supported", "start at a time is known but not built yet; use earliest or latest")
+
+
 def group(name: str, given: wire.GroupIn) -> GroupWanted:
     if given.push is not UNSET or given.mode != "shared":
         raise Problem("not_supported", "push groups and broadcast are known but not built yet; nothing was stored")
     if given.start not in ("earliest", "latest"):
-        raise Problem("not_supported", "start at a time is known but not built yet; use earliest or latest")
+        raise _start_at(given.start)
     topics = tuple(Wanted(each.topic, each.tag, tuple((each.attributes or {}).items())) for each in given.topics)
     back = given.backoff
     return GroupWanted(

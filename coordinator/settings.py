@@ -127,10 +127,19 @@ def check(settings: Settings) -> Settings:
         raise StartError("PostgreSQL as the coordinator's store is not built yet", "Name a file: --store halfmsg.db", 2)
     if settings.check.first_delay_s > settings.check.max_interval_s:
         raise StartError("check.first_delay_s is above check.max_interval_s", "Lower the first or raise the second", 2)
+    if settings.group.backoff_first_s > settings.group.backoff_max_s:
+        raise StartError("group.backoff_first_s is above group.backoff_max_s", "Lower the first or raise the second", 2)
+    from halfmsg.checkback.allowlist import AllowList
+
+    try:
+        AllowList(settings.callback.allow)
+    except ValueError as error:
+        raise StartError(str(error), "Example: --set callback.allow=loopback,10.0.0.0/8,orders.internal", 2) from error
     return settings
 
 
 ALIASES = {"HALFMSG_LISTEN": "listen", "HALFMSG_STORE": "store"}
+IN_THE_SERVICE = {"outbox.prepare_timeout_s": "Outbox(..., prepare_timeout_s=...)", "inbox.keep_s": "Inbox(..., keep=...)"}
 _NOT_SETTINGS = (
     "HALFMSG_URL",
     "HALFMSG_TOKEN",
@@ -152,6 +161,8 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str], config: Path 
     try:
         return check(msgspec.convert(values, Settings, strict=False)), origins
     except msgspec.ValidationError as error:
+        for name in origins.keys() & IN_THE_SERVICE.keys():
+            raise StartError(f"{name} is a setting of the service, not of the coordinator", f"Say it there: {IN_THE_SERVICE[name]}", 2) from error
         raise StartError(f"a setting is wrong: {error}", "See `halfmsg config show`", 2) from error
 
 

@@ -38,10 +38,12 @@ TxId = Annotated[str, Meta(min_length=32, max_length=36)]
 Hex32 = Annotated[str, Meta(pattern=HEX32)]
 Millis = Annotated[int, Meta(ge=0, lt=2**53)]
 Seconds = Annotated[float, Meta(ge=0, le=10 * 365 * 86_400)]
+WaitSeconds = Annotated[float, Meta(ge=0, le=30)]
 Sequence = Annotated[int, Meta(ge=1, lt=2**53)]
 Reason = Annotated[str, Meta(max_length=MAX_REASON_CHARS)]
 Numbers = Annotated[list[Sequence | None], Meta(max_length=1_024)]
 Text = Annotated[str, Meta(max_length=256)]
+State = Literal["prepared", "committed", "rolled_back", "parked"]
 
 
 class _Strict(Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -101,7 +103,7 @@ class CommitIn(_Strict, kw_only=True):
     producer: Name | None = None
     force: bool = False
     reason: Reason | None = None
-    if_state: str | None = None
+    if_state: State | None = None
 
 
 class Commit(CommitIn, tag_field="op", tag="commit", kw_only=True):
@@ -114,7 +116,7 @@ class RollbackIn(_Strict, kw_only=True):
     mark: Millis | None = None
     reason: Reason | None = None
     force: bool = False
-    if_state: str | None = None
+    if_state: State | None = None
 
 
 class Rollback(RollbackIn, tag_field="op", tag="rollback", kw_only=True):
@@ -122,8 +124,8 @@ class Rollback(RollbackIn, tag_field="op", tag="rollback", kw_only=True):
 
 
 class ParkIn(_Strict, kw_only=True):
-    reason: Reason
-    if_state: str | None = None
+    reason: Annotated[str, Meta(min_length=1, max_length=MAX_REASON_CHARS)]
+    if_state: State | None = None
 
 
 class Token(_Strict, kw_only=True):
@@ -182,7 +184,7 @@ class BatchIn(_Strict, kw_only=True):
 
 class FetchIn(_Strict, kw_only=True):
     max: Annotated[int, Meta(ge=1, le=MAX_DELIVERIES)] = 100
-    wait_s: Annotated[float, Meta(ge=0, le=30)] = 0.0
+    wait_s: WaitSeconds = 0.0
     lease_s: Annotated[float, Meta(ge=0.05, le=3_600)] | None = None
     member: Text | None = None
     inbox: Hex32 | None = None
@@ -232,6 +234,7 @@ class GroupIn(_Strict, kw_only=True):
 class ProducerIn(_Strict, kw_only=True):
     check_url: Annotated[str, Meta(max_length=2_048)] | None = None
     dialect: Literal["halfmsg", "dtm"] = "halfmsg"
+    limits: dict[str, Any] | UnsetType = UNSET
 
 
 class CheckIn(_Strict, kw_only=True):

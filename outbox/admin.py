@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from msgspec import Struct
 
@@ -43,13 +44,14 @@ def install(url: str, print_only: bool = False, prefix: str = "halfmsg_") -> lis
 
 
 def _missing_before(home: Home) -> list[str]:
-    """On SQLite the first connection makes them; look before it does."""
+    """On SQLite the first connection makes them, and the file too; look before it does."""
     import sqlite3
 
     from .adapters.sqlite import SqliteAdapter
     from .effects import run_sync
 
-    adapter = SqliteAdapter(sqlite3.connect(home.url.removeprefix("sqlite:///"), isolation_level=None))
+    file = Path(home.url.removeprefix("sqlite:///"))
+    adapter = SqliteAdapter(sqlite3.connect(file if file.exists() else ":memory:", isolation_level=None))
     try:
         return run_sync(home.tables.missing(), adapter)
     finally:
@@ -72,9 +74,11 @@ def verify(url: str, prefix: str = "halfmsg_") -> list[str]:
 
 
 def waiting(url: str, limit: int = 100, prefix: str = "halfmsg_") -> list[Waiting]:
-    """Rows not handed over yet, and refused ones."""
+    """Rows not handed over yet, and refused ones. Makes no tables. Raises UsageError(schema_missing)."""
     home = Home(url, prefix)
     try:
+        if home.dialect == "sqlite" and _missing_before(home):
+            raise UsageError("schema_missing", f"the tables are not in {url}; run: halfmsg outbox install {url}")
         return home.run_sync(_waiting(home, limit))
     finally:
         home.close_sync()

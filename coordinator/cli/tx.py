@@ -22,12 +22,17 @@ def tx() -> None:
 @click.option("--state", type=STATES)
 @click.option("--producer", help="Of this producer alone.")
 @click.option("--older", type=DURATION, help="Prepared longer ago than this, e.g. 60s.")
+@click.option("--topic", help="With a message of this topic.")
+@click.option("--key", help="With a message of this ordering key.")
+@click.option("--newest", is_flag=True, help="Newest first.")
 @paged
 @connected
-def ls(remote: http.Remote, state: str | None, producer: str | None, older: float | None, as_json: bool, limit: int, cursor: str | None) -> None:
+def ls(remote: http.Remote, older: float | None, newest: bool, as_json: bool, **asked: Any) -> None:
     """Transactions, oldest first."""
-    older_than_s = None if older is None else int(older)
-    answer = remote.get("/v1/transactions", state=state, producer=producer, older_than_s=older_than_s, limit=limit, cursor=cursor)
+    asked |= {"older_than_s": None if older is None else int(older), "order": "newest" if newest else None}
+    answer = remote.get("/v1/transactions", **asked)
+    while answer.get("next") and not answer["items"]:  # it looks at a bounded number of others a page
+        answer = remote.get("/v1/transactions", **asked | {"cursor": answer["next"]})
     page(answer, COLUMNS, as_json=as_json, empty="no such transactions")
 
 

@@ -54,7 +54,11 @@ def _with_policy(group: Group, wanted: GroupWanted) -> Group:
     fields: dict[str, int | None] = {name: value for name, value in given.items() if value is not None}
     if not isinstance(wanted.max_attempts, UnsetType):
         fields["max_attempts"] = wanted.max_attempts
-    return replace(group, **fields)
+    changed = replace(group, **fields)
+    if not 0 < changed.backoff_first_ms <= changed.backoff_max_ms:
+        first_s, max_s = changed.backoff_first_ms / 1000, changed.backoff_max_ms / 1000
+        raise Problem("bad_request", f"a back-off that begins at {first_s:g} s cannot end at {max_s:g} s - at `$.backoff`")
+    return changed
 
 
 def _shape(group: Group) -> tuple[int, str | None, tuple[tuple[str, str], ...]]:

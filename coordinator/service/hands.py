@@ -43,7 +43,9 @@ def parse_token(text: str) -> Token | None:
 
 @lru_cache(maxsize=1_024)
 def _policy(max_attempts: int | None, first_ms: int, max_ms: int) -> RetryPolicy:
-    return RetryPolicy(max_attempts, first_ms / 1000, max_ms / 1000)
+    """A group that was made when a senseless pair was still taken goes on, with the nearest one that has sense."""
+    first_ms = max(first_ms, 1)
+    return RetryPolicy(max_attempts, first_ms / 1000, max(first_ms, max_ms) / 1000)
 
 
 def policy_of(group: Group) -> RetryPolicy:

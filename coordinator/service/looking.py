@@ -17,17 +17,21 @@ from ..store.sqlite.transactions import tx_of
 from . import producers, topics, transactions
 from .settling import groups_of
 
-SCAN_MAX = 20_000
+SCAN_MAX, STEP = 20_000, 1_000
 DEAD_COUNT_MAX = 100_000
+NEWEST = 2**53
+LOOK_MAX = 10_000
 
 
 class Listing(Struct, frozen=True):
-    """Which transactions, oldest first. `after` is the number of the last one seen."""
+    """Which transactions, oldest or newest first. `after` is the number of the last one seen; 0: none yet."""
 
     state: str | None
     producer: str | None
     topic: str | None
+    key: bytes | None
     prepared_before: int | None
+    newest: bool
     after: int
     limit: int
 
@@ -37,9 +41,10 @@ def list_transactions(tx: Deliveries, want: Listing) -> tuple[list[TransactionVi
     state = None if want.state is None else _state(want.state)
     source = None if want.producer is None else producers.get(tx, want.producer)
     found: list[TransactionView] = []
-    after, seen = want.after, 0
+    statement = Q.tx_before if want.newest else Q.tx_after
+    after, seen = want.after or (NEWEST if want.newest else 0), 0
     while seen < SCAN_MAX and len(found) < want.limit:
-        rows = [tx_of(row) for row in tx.all(Q.tx_after, after, 1_000)]
+        rows = [tx_of(row) for row in tx.all(statement, after, STEP)]
         for row in rows:
             after = row.n
             if _wanted(tx, row, want, state, source):
@@ -47,7 +52,7 @@ def list_transactions(tx: Deliveries, want: Listing) -> tuple[list[TransactionVi
                 if len(found) == want.limit:
                     break
         seen += len(rows)
-        if len(rows) < 1_000:
+        if len(rows) < STEP:
             return found, (after if len(found) == want.limit else None)
     return found, after
 
@@ -64,7 +69,16 @@ def _wanted(tx: Deliveries, row: Tx, want: Listing, state: State | None, source:
         return False
     if want.prepared_before is not None and row.first_at > want.prepared_before:
         return False
-    return want.topic is None or any(tx.topic_by_id(topic).name == want.topic for _, topic, _ in tx.message_heads(row.n))
+    if want.topic is None and want.key is None:
+        return True
+    return any(_holds(tx, topic, okey, want) for _, topic, okey in tx.message_heads(row.n))
+
+
+def _holds(tx: Deliveries, topic: int, okey: int | None, want: Listing) -> bool:
+    """Has one message both, the topic and the key?"""
+    if want.topic is not None and tx.topic_by_id(topic).name != want.topic:
+        return False
+    return want.key is None or (okey is not None and tx.key_name(okey)[3] == want.key)
 
 
 def _view(tx: Deliveries, row: Tx) -> TransactionView:
@@ -145,12 +159,12 @@ def look(tx: Deliveries, want: Window) -> tuple[list[tuple[Logged, int, str | No
     if lane >= topic.lanes:
         raise Problem("bad_request", f"topic {topic.name} has lanes 0 to {topic.lanes - 1}")
     end = tx.lane_end(topic.id, lane)
-    scan = want.limit if want.key is None else min(10_000, max(end - want.start, 0))
+    scan = want.limit if want.key is None else min(LOOK_MAX, max(end - want.start, 0))
     rows = tx.read_run(topic.id, lane, want.start, end, scan)
     key = None if want.key is None else want.key.encode()
     found = [(row, lane, _producer(tx, row)) for row in rows if key is None or row.key == key][: want.limit]
-    next_off = found[-1][0].off + 1 if found else want.start
-    return found, topic.name, next_off if next_off < end and found else None
+    last = found[-1][0] if len(found) == want.limit else rows[-1] if rows else None
+    return found, topic.name, last.off + 1 if last is not None and last.off + 1 < end else None
 
 
 def topic_page(tx: Deliveries, after: str, limit: int) -> list[tuple[Topic, dict[str, Any]]]:

@@ -132,7 +132,7 @@ def _repeat(tx: StoreTx, now: int, command: Content, known: Tx) -> TransactionVi
     if known.digest and known.digest != command.digest:
         return refuse(tx, now, known, step(known.state, Event.DIFFERS), said="other content", said_by="producer")
     if not command.submit:
-        return _view(tx, known, ())
+        return _view(tx, known, places_of(tx, known))
     numbers: list[int | None] = [None] * (1 + max(m.index for m in command.messages))
     for message in command.messages:
         numbers[message.index] = message.sequence

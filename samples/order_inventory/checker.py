@@ -188,8 +188,15 @@ def _coordinator(books: Books, url: str) -> None:
 
 
 def _ids(url: str) -> list[str]:
-    with urllib.request.urlopen(url, timeout=ANSWER_S) as answer:
-        return [" ".join(str(item[name]) for name in ("id", "key") if item.get(name)) for item in json.load(answer)["items"]]
+    """Of all pages: one may be empty and not the last, where the coordinator looked at many others."""
+    found: list[str] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        with urllib.request.urlopen(f"{url}&cursor={cursor}", timeout=ANSWER_S) as answer:
+            page = json.load(answer)
+        found += [" ".join(str(item[name]) for name in ("id", "key") if item.get(name)) for item in page["items"]]
+        cursor = page.get("next")
+    return found
 
 
 def _rows(url: str, sql: LiteralString) -> list[tuple[Any, ...]]:

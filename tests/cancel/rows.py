@@ -127,6 +127,13 @@ async def long_poll(world: World) -> Asked:
     return Asked({"group": "u"}, {"max": 10, "wait_s": 0.04})
 
 
+async def wait_for_decision(world: World) -> Asked:
+    """None comes; the clock passes its end while it waits."""
+    id = await world.half()
+    asyncio.get_running_loop().call_later(0.02, world.life.clock.advance, 0.2)
+    return Asked({"id": id}, query="wait_s=0.04")
+
+
 async def delete_topic(world: World) -> Asked:
     return Asked({"topic": await world.empty_topic()})
 
@@ -169,7 +176,7 @@ async def dead_letter(world: World) -> Asked:
 ROWS: dict[tuple[str, str], list[Make]] = {
     ("POST", "/v1/transactions"): [put_transaction],
     ("GET", "/v1/transactions"): [fixed()],
-    ("GET", "/v1/transactions/{id}"): [of_half()],
+    ("GET", "/v1/transactions/{id}"): [of_half(), wait_for_decision],
     ("POST", "/v1/transactions/{id}/commit"): [of_half(lambda world, id: {"digest": world.life.digests[id], "producer": PRODUCER})],
     ("POST", "/v1/transactions/{id}/rollback"): [of_half(lambda world, id: {"producer": PRODUCER})],
     ("POST", "/v1/transactions/{id}/check"): [of_half()],
@@ -200,12 +207,22 @@ ROWS: dict[tuple[str, str], list[Make]] = {
     ("POST", "/v1/groups/{group}/seek"): [fixed(Asked({"group": "u"}))],
     ("GET", "/v1/groups/{group}/dead-letters"): [fixed(Asked({"group": "u"}))],
     ("GET", "/v1/groups/{group}/dead-letters/{id}"): [dead_letter],
+    ("DELETE", "/v1/groups/{group}/dead-letters/{id}"): [dead_letter],
     ("POST", "/v1/groups/{group}/dead-letters/redrive"): [fixed(Asked({"group": "u"}))],
+    ("GET", "/v1/tasks/{id}"): [fixed(Asked({"id": "1"}))],
+    ("POST", "/v1/tasks/{id}/cancel"): [fixed(Asked({"id": "1"}))],
     ("GET", "/v1/producers"): [fixed()],
     ("GET", "/v1/producers/{producer}"): [fixed(Asked({"producer": PRODUCER}))],
     ("PUT", "/v1/producers/{producer}"): [put_producer],
     ("DELETE", "/v1/producers/{producer}"): [delete_producer],
     ("POST", "/v1/producers/{producer}/check"): [check_producer],
+    ("POST", "/v1/producers/{producer}/rotate-secret"): [fixed(Asked({"producer": PRODUCER}))],
+    ("GET", "/v1/sinks"): [fixed()],
+    ("PUT", "/v1/sinks/{sink}"): [fixed(Asked({"sink": "s"}))],
+    ("GET", "/v1/tokens"): [fixed()],
+    ("POST", "/v1/tokens"): [fixed()],
+    ("GET", "/v1/audit"): [fixed()],
+    ("GET", "/console"): [fixed()],
     ("GET", "/v1/conflicts"): [fixed()],
     ("GET", "/v1/info"): [fixed()],
     ("GET", "/v1/doctor"): [fixed()],

@@ -177,11 +177,13 @@ def test_what_the_coordinator_holds_back_is_found(shop: Shop, full: str, says: s
 
 @contextmanager
 def _coordinator(full: str) -> Iterator[str]:
-    """A server whose lists are empty, but for the one whose address begins so."""
+    """A server whose lists are empty, but for the second page of the one whose address begins so."""
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = json.dumps({"items": [{"id": "018f"}] if self.path.startswith(full) else []}).encode()
+            second = self.path.endswith("cursor=1")
+            items = [{"id": "018f"}] if second and self.path.startswith(full) else []
+            body = json.dumps({"items": items, "next": None if second else "1"}).encode()
             self.send_response(200)
             self.end_headers()
             self.wfile.write(body)

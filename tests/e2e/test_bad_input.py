@@ -123,6 +123,8 @@ BAD: list[Any] = [
     ("opposite_decision", f"/v1/transactions/{DECIDED}/rollback", {"producer": "orders"}, 409, "decided_otherwise"),
     ("force_without_reason", f"/v1/transactions/{OPEN}/commit", {"force": True}, 400, "bad_request"),
     ("force_of_prepared", f"/v1/transactions/{OPEN}/commit", {"force": True, "reason": "x"}, 409, "state_changed"),
+    ("park_without_reason", f"/v1/transactions/{OPEN}/park", {"reason": ""}, 400, "bad_request"),
+    ("park_in_no_state", f"/v1/transactions/{OPEN}/park", {"reason": "x", "if_state": "open"}, 400, "bad_request"),
     ("long_reason", f"/v1/transactions/{OPEN}/park", {"reason": "r" * 1_025}, 413, "too_large"),
     ("park_decided", f"/v1/transactions/{DECIDED}/park", {"reason": "x"}, 409, "decided_otherwise"),
     ("rollback_unknown_by_nobody", f"/v1/transactions/{ID % 9}/rollback", {}, 400, "bad_request"),
@@ -173,7 +175,13 @@ async def test_p9_bad_request_is_typed_and_stores_nothing(standing: Served, name
         ("PUT", "/v1/groups/new", {"topics": [{"topic": "plain"}, {"topic": "plain"}]}, "bad_request"),
         ("PUT", "/v1/groups/new", {"topics": [{"topic": "plain"}], "mode": "broadcast"}, "not_supported"),
         ("PUT", "/v1/groups/new", {"topics": [{"topic": "plain"}], "push": {"url": "http://x"}}, "not_supported"),
+        ("PUT", "/v1/groups/new", {"topics": [{"topic": "plain"}], "start": "2026-11-21T15:00:00Z"}, "not_supported"),
+        ("PUT", "/v1/groups/new", {"topics": [{"topic": "plain"}], "start": "erliest"}, "bad_request"),
         ("PUT", "/v1/groups/g", {"topics": [{"topic": "seq"}]}, "state_changed"),
+        ("PUT", "/v1/groups/new", {"topics": [{"topic": "plain"}], "backoff": {"first_s": 5, "max_s": 1}}, "bad_request"),
+        ("PUT", "/v1/groups/new", {"topics": [{"topic": "plain"}], "backoff": {"max_s": 0.5}}, "bad_request"),
+        ("PUT", "/v1/groups/new", {"topics": [{"topic": "plain"}], "backoff": {"first_s": 0.0001}}, "bad_request"),
+        ("PUT", "/v1/groups/g", {"topics": [{"topic": "plain"}], "backoff": {"first_s": 700}}, "bad_request"),
         ("PUT", "/v1/producers/new", {"check_url": "http://192.0.2.1/"}, "bad_request"),
         ("PUT", "/v1/producers/new", {"check_url": "file:///etc/passwd"}, "bad_request"),
         ("PUT", "/v1/producers/new", {"check_url": "not a url"}, "bad_request"),
@@ -182,10 +190,16 @@ async def test_p9_bad_request_is_typed_and_stores_nothing(standing: Served, name
         ("DELETE", "/v1/topics/seq%2F..", None, "topic_not_found"),
         ("DELETE", "/v1/producers/orders", None, "state_changed"),
         ("GET", f"/v1/transactions/{ID % 9}", None, "transaction_not_found"),
+        ("GET", f"/v1/transactions/{OPEN}?wait_s=1&until=settled", None, "not_supported"),
+        ("GET", f"/v1/transactions/{OPEN}?until=done", None, "bad_request"),
+        ("GET", f"/v1/transactions/{OPEN}?wait_s=31", None, "bad_request"),
+        ("GET", f"/v1/transactions/{OPEN}?wait_s=nan", None, "bad_request"),
+        ("GET", f"/v1/transactions/{ID % 9}?wait_s=30", None, "transaction_not_found"),
         ("GET", "/v1/transactions?limit=0", None, "bad_request"),
         ("GET", "/v1/transactions?limit=1001", None, "bad_request"),
         ("GET", "/v1/transactions?state=done", None, "bad_request"),
         ("GET", "/v1/transactions?cursor=-1", None, "bad_request"),
+        ("GET", "/v1/transactions?order=random", None, "bad_request"),
         ("GET", "/v1/topics/plain/messages?lane=9", None, "bad_request"),
         ("GET", "/v1/topics/plain/messages?from_offset=x", None, "bad_request"),
         ("GET", "/v1/topics/plain/keys/k", None, "combination_refused"),
@@ -194,6 +208,19 @@ async def test_p9_bad_request_is_typed_and_stores_nothing(standing: Served, name
         ("GET", f"/v1/messages/{DECIDED}-1024", None, "message_not_found"),
         ("GET", "/v1/groups/g/dead-letters/99", None, "dead_letter_not_found"),
         ("PATCH", "/v1/transactions", None, "method_not_allowed"),
+        ("GET", "/v1/transactions?stat=prepared", None, "unknown_field"),
+        ("GET", "/v1/topics?limt=1", None, "unknown_field"),
+        ("GET", "/v1/topics?namespace=other", None, "not_supported"),
+        ("GET", "/v1/stream?namespace=other", None, "not_supported"),
+        ("PUT", "/v1/producers/new", {"limits": {}}, "not_supported"),
+        ("DELETE", "/v1/groups/g/dead-letters/1", None, "not_supported"),
+        ("POST", "/v1/producers/orders/rotate-secret", {}, "not_supported"),
+        ("GET", "/v1/tasks/1", None, "not_supported"),
+        ("GET", "/v1/sinks", None, "not_supported"),
+        ("PUT", "/v1/sinks/kafka", {"url": "x"}, "not_supported"),
+        ("GET", "/v1/tokens", None, "not_supported"),
+        ("GET", "/v1/audit", None, "not_supported"),
+        ("GET", "/console", None, "not_supported"),
     ],
 )
 async def test_p9_bad_resource_call_is_typed_and_stores_nothing(standing: Served, method: str, path: str, body: Any, code: str) -> None:
@@ -204,7 +231,7 @@ async def test_p9_bad_resource_call_is_typed_and_stores_nothing(standing: Served
     assert changed(before, standing.dump()) == {}
 
 
-@pytest.mark.parametrize("url", ["http://[::1/", "http://127.0.0.1:99999/"])
+@pytest.mark.parametrize("url", ["http://[::1/", "http://127.0.0.1:99999/", "ftp://127.0.0.1/check", "//127.0.0.1/check"])
 async def test_check_url_that_is_no_url_is_a_bad_request(standing: Served, url: str) -> None:
     """Refused when it is registered, by name."""
     status, problem = await standing.call("PUT", "/v1/producers/new", {"check_url": url})
@@ -238,6 +265,19 @@ async def test_wrong_content_type_is_415(standing: Served, content_type: str) ->
     before = standing.dump()
     status, problem = await standing.call("POST", POST, tx(), headers={"Content-Type": content_type})
     assert (status, problem["code"]) == (415, "unsupported_media_type")
+    assert changed(before, standing.dump()) == {}
+
+
+@pytest.mark.parametrize("headers", [
+    {"Content-Type": "application/cloudevents+json"},
+    {"Content-Type": "application/cloudevents-batch+json"},
+    {"Content-Type": "application/json", "ce-specversion": "1.0", "ce-id": "1", "ce-type": "t", "ce-source": "/x"},
+], ids=["structured", "batch", "binary"])  # fmt: skip
+async def test_cloud_event_is_refused_by_name(standing: Served, headers: dict[str, str]) -> None:
+    """Not taken as a message without what its headers say."""
+    before = standing.dump()
+    status, problem = await standing.call("POST", "/v1/topics/plain/messages", {"data": 1}, headers=headers)
+    assert (status, problem["code"]) == (501, "not_supported")
     assert changed(before, standing.dump()) == {}
 
 

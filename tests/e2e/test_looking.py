@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from tests.support.serving import Served
+import asyncio
+from typing import Any
+
+import pytest
+
+from halfmsg.coordinator import hub
+from halfmsg.coordinator.service import looking
+from tests.support.serving import Served, eventually
 
 
 async def test_p2_lag_of_a_group_is_of_now(coordinator: Served) -> None:
@@ -15,3 +22,104 @@ async def test_p2_lag_of_a_group_is_of_now(coordinator: Served) -> None:
         seen.append(group["lag"])
         await coordinator.call("POST", "/v1/topics/plain/messages", {"data": 1})
     assert seen == [0, 1, 2]
+
+
+async def _sent(coordinator: Served, count: int) -> None:
+    await coordinator.call("PUT", "/v1/topics/plain", {"kind": "unordered", "allow_no_group": True})
+    await coordinator.call("PUT", "/v1/topics/keyed", {"kind": "arrival", "allow_no_group": True})
+    for n in range(count):
+        await coordinator.call("POST", "/v1/topics/keyed/messages", {"data": n, "key": f"k{n}"})
+
+
+async def _listed(coordinator: Served, query: str) -> list[Any]:
+    """The keys of all pages, in the order given."""
+    found: list[Any] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        status, page = await coordinator.call("GET", f"/v1/transactions?{query}&cursor={cursor}")
+        assert status == 200
+        found += [item["messages"][0].get("key") for item in page["items"]]
+        cursor = page["next"]
+    return found
+
+
+async def test_transactions_are_listed_by_key_and_from_either_end(coordinator: Served) -> None:
+    """`order=newest` is the same list backwards, also page by page; a key is one of a message of it."""
+    await _sent(coordinator, 5)
+    for limit in (2, 100):
+        assert await _listed(coordinator, f"limit={limit}") == ["k0", "k1", "k2", "k3", "k4"]
+        assert await _listed(coordinator, f"limit={limit}&order=newest") == ["k4", "k3", "k2", "k1", "k0"]
+    assert await _listed(coordinator, "key=k3") == ["k3"]
+    assert await _listed(coordinator, "key=k3&topic=plain") == []
+
+
+async def test_what_is_in_doubt_is_found_behind_many_that_are_decided(coordinator: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page looks at a bounded number of transactions: an empty one with a cursor is not the end."""
+    monkeypatch.setattr(looking, "SCAN_MAX", 1)
+    monkeypatch.setattr(looking, "STEP", 1)
+    await _sent(coordinator, 3)
+    await coordinator.call("PUT", "/v1/producers/orders", {"check_url": "http://127.0.0.1:9/check"})
+    await coordinator.call("POST", "/v1/transactions", {"producer": "orders", "messages": [{"topic": "plain", "data": 1}]})
+    _, first = await coordinator.call("GET", "/v1/transactions?state=prepared")
+    assert (first["items"], first["next"]) == ([], "1")
+    assert len(await _listed(coordinator, "state=prepared")) == 1
+
+
+async def test_page_tells_the_next_one_as_a_link(coordinator: Served) -> None:
+    """`Link: rel="next"` keeps what was asked; the last page has none."""
+    await _sent(coordinator, 2)
+    async with coordinator.session.get(coordinator.url + "/v1/transactions?limit=1&state=committed") as answer:
+        link = answer.headers["Link"]
+    assert link == '</v1/transactions?limit=1&state=committed&cursor=1>; rel="next"'
+    async with coordinator.session.get(coordinator.url + "/v1/transactions?limit=100") as answer:
+        assert "Link" not in answer.headers
+
+
+async def test_plain_send_tells_where_it_stands(coordinator: Served) -> None:
+    """Its lane and offset, also when it is repeated."""
+    await _sent(coordinator, 0)
+    id = "018f0000-0000-7000-8000-000000000001"
+    for status in (201, 200):
+        told = await coordinator.call("POST", "/v1/topics/plain/messages", {"data": 1, "id": id})
+        assert told == (status, {"id": f"{id}-0", "transaction_id": id, "lane": 0, "offset": 0})
+
+
+async def test_r26_a_repeated_prepare_tells_the_messages_as_they_stand(coordinator: Served) -> None:
+    """The answer is the transaction of now, its messages in it."""
+    await _sent(coordinator, 0)
+    await coordinator.call("PUT", "/v1/producers/orders", {"check_url": "http://127.0.0.1:9/check"})
+    asked = {"id": "018f0000-0000-7000-8000-000000000001", "producer": "orders", "messages": [{"topic": "plain", "data": 1}]}
+    first = (await coordinator.call("POST", "/v1/transactions", asked))[1]
+    assert (await coordinator.call("POST", "/v1/transactions", asked))[1] == first
+    await coordinator.call("POST", f"/v1/transactions/{asked['id']}/commit", {"digest": first["digest"]})
+    again = (await coordinator.call("POST", "/v1/transactions", asked))[1]
+    assert (again["state"], again["messages"][0]["offset"]) == ("committed", 0)
+
+
+async def test_who_waits_for_a_decision_is_told_when_it_is_made(coordinator: Served) -> None:
+    """`wait_s` is a limit: the answer comes with the decision, or says what stands when the time is up."""
+    await _sent(coordinator, 0)
+    await coordinator.call("PUT", "/v1/producers/orders", {"check_url": "http://127.0.0.1:9/check"})
+    asked = {"id": "018f0000-0000-7000-8000-000000000001", "producer": "orders", "messages": [{"topic": "plain", "data": 1}]}
+    await coordinator.call("POST", "/v1/transactions", asked)
+    path = f"/v1/transactions/{asked['id']}"
+    assert (await coordinator.call("GET", f"{path}?until=decided"))[1]["state"] == "prepared"
+    waiting = asyncio.ensure_future(coordinator.call("GET", f"{path}?wait_s=30&until=decided"))
+    await eventually(lambda: hub.DECIDED in coordinator.coordinator.engine.hub._waiters, "somebody to wait")
+    await coordinator.call("POST", f"{path}/rollback", {"producer": "orders"})
+    status, told = await asyncio.wait_for(waiting, 5)
+    assert (status, told["state"]) == (200, "rolled_back")
+
+
+async def test_look_at_a_key_goes_on_behind_many_others(coordinator: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its next page is asked for with `cursor` like any other's, and an empty one is not the end."""
+    monkeypatch.setattr(looking, "LOOK_MAX", 2)
+    await coordinator.call("PUT", "/v1/topics/one", {"kind": "arrival", "lanes": 1, "allow_no_group": True})
+    for n in range(5):
+        await coordinator.call("POST", "/v1/topics/one/messages", {"data": n, "key": f"k{n}"})
+    path, seen, cursor = "/v1/topics/one/messages?key=k4", [], ""
+    while cursor is not None:
+        _, page = await coordinator.call("GET", f"{path}&cursor={cursor}")
+        seen.append([item["data"] for item in page["items"]])
+        cursor = page["next"]
+    assert seen == [[], [], [4]]

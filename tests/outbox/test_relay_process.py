@@ -153,3 +153,12 @@ def test_database_that_relay_and_service_cannot_share_is_refused(url: object, co
     with pytest.raises(UsageError) as caught:
         Outbox(Client(NOWHERE), "orders", url)
     assert caught.value.code == code
+
+
+def test_looking_makes_no_database(tmp_path: Path) -> None:
+    """`outbox ls` and `outbox verify` of a mistyped path say so, and leave no file."""
+    file = tmp_path / "mistyped.db"
+    assert len(admin.verify(f"sqlite:///{file}")) == len(NAMES)
+    with pytest.raises(UsageError) as caught:
+        admin.waiting(f"sqlite:///{file}")
+    assert caught.value.code == "schema_missing" and not list(tmp_path.iterdir())

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from halfmsg.coordinator.digests import lane_of
 from halfmsg.coordinator.errors import Problem
 from halfmsg.coordinator.messages import Delivery, Kind
 from halfmsg.coordinator.service import fetching, groups
+from halfmsg.coordinator.service.hands import policy_of
 from halfmsg.coordinator.settings import Groups, Settings
 from tests.support.factories import World, bodies, dead_letter, leased_delivery, new_message, sequences
 
@@ -258,6 +260,13 @@ def test_nack_backs_off_doubling_up_to_its_limit(world: World) -> None:
         world.later(wait_s - 0.001)
         assert world.fetch() == []
         world.later(0.001)
+
+
+def test_group_with_a_senseless_back_off_still_hands_out(world: World) -> None:
+    """A first wait above the longest was once taken; such a group goes on with the first."""
+    world.topic()
+    group = replace(world.group(backoff_s=(4, 4)), backoff_max_ms=1)
+    assert (policy_of(group).backoff_first_s, policy_of(group).backoff_max_s) == (4, 4)
 
 
 def test_nack_with_a_delay_replaces_the_back_off_and_counts_false_costs_nothing(plain: World) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,10 @@ def test_settings_come_from_flag_then_environment_then_file_then_default(tmp_pat
         (["--set", "listen=0.0.0.0:7610"], {}, "--insecure"),
         (["--set", "listen=nowhere"], {}, "HOST:PORT"),
         (["--set", "storage.synchronous=NORMAL"], {}, "i_accept_loss"),
+        (["--set", "group.backoff_first_s=700"], {}, "group.backoff_max_s"),
+        (["--set", "callback.allow=a b"], {}, "callback.allow"),
+        ([], {"HALFMSG_OUTBOX__PREPARE_TIMEOUT_S": "1"}, "Outbox(..., prepare_timeout_s=...)"),
+        (["--set", "inbox.keep_s=1"], {}, "Inbox(..., keep=...)"),
         (["--set", "oops"], {}, "name=value"),
         (["--config", "missing.toml"], {}, "missing.toml"),
         ([], {"HALFMSG_STORE_FILE": "/nowhere/at/all"}, "/nowhere/at/all"),
@@ -167,19 +171,21 @@ def test_nobody_there_is_exit_code_3_with_the_next_command() -> None:
 
 
 class Canned(BaseHTTPRequestHandler):
-    """Gives one prepared answer to everything, and keeps what it was asked."""
+    """Gives one prepared answer to everything (after those of `bodies`), and keeps what it was asked."""
 
     status = 200
     body: bytes = b"{}"
+    bodies: Sequence[bytes] = ()
     asked: list[tuple[str, str, bytes]]
 
     def _answer(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         self.asked.append((self.command, self.path, self.rfile.read(length)))
+        body, type(self).bodies = (self.bodies[0], self.bodies[1:]) if self.bodies else (self.body, ())
         self.send_response(self.status)
-        self.send_header("Content-Length", str(len(self.body)))
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(self.body)
+        self.wfile.write(body)
 
     do_GET = do_POST = do_PUT = do_DELETE = _answer
 
@@ -239,6 +245,15 @@ def test_an_operator_decides_by_force_and_with_a_reason(canned: Any) -> None:
     assert _ask(canned, *args, body={"id": "018f", "state": "committed", "decided_by": "operator"}).exit_code == 0
     assert json.loads(canned.asked[-1][2]) == {"force": True, "reason": "r", "if_state": "parked", "numbers": [5, None]}
     assert _ask(canned, "tx", "commit", "018f", "--reason", "r", "--numbers", "x").exit_code == 2
+
+
+def test_tx_ls_goes_on_over_empty_pages(canned: Any) -> None:
+    """The coordinator looks at a bounded number a page: what is in doubt behind them is shown without a second command."""
+    pages = [{"items": [], "next": "20000"}, {"items": [{"id": "018f", "state": "prepared", "prepared_at": "2026-01-01T00:00:00Z"}], "next": None}]
+    canned.bodies = [json.dumps(page).encode() for page in pages]
+    assert json.loads(_ask(canned, "tx", "ls", "--state", "prepared", "--newest", "--json").stdout)["id"] == "018f"
+    assert [path.partition("?")[2] for _, path, _ in canned.asked[-2:]] == [
+        "state=prepared&limit=100&order=newest", "state=prepared&limit=100&cursor=20000&order=newest"]  # fmt: skip
 
 
 def test_another_service_on_the_port_is_said(canned: Any) -> None:

@@ -83,6 +83,8 @@ SELECT n, id, source, state, digest, msgs, mark, first_at, decided_at, decided_b
 UPDATE tx SET next_check = ? WHERE state = 0 AND n = ? AND next_check > ?;
 -- name: tx_after
 SELECT n, id, source, state, digest, msgs, mark, first_at, decided_at, decided_by, attempts, next_check, reason FROM tx WHERE n > ? ORDER BY n LIMIT ?;
+-- name: tx_before
+SELECT n, id, source, state, digest, msgs, mark, first_at, decided_at, decided_by, attempts, next_check, reason FROM tx WHERE n < ? ORDER BY n DESC LIMIT ?;
 -- name: note_insert
 INSERT INTO tx_note (n, at, what, detail) VALUES (?, ?, ?, ?);
 -- name: notes_of
