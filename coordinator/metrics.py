@@ -21,6 +21,7 @@ NAMES_MAX: Final = 200
 OTHER: Final = "other"
 
 CHECK_RESULTS: Final = ("committed", "rolled_back", "running", "unknown", "no_answer")
+OPERATOR_ACTS: Final = ("tx.park", "tx.commit", "tx.rollback", "topic.rm", "group.rm", "producer.rm")
 REDELIVERY_REASONS: Final = ("nack", "lease_expired")
 DEAD_REASONS: Final = ("attempts", "rejected")
 _METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
@@ -28,6 +29,7 @@ _METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "O
 RESOLUTION_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
 DELIVERY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
 STORAGE_BUCKETS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+SIZE_BUCKETS: Final = tuple(float(4**n) for n in range(3, 12))
 HTTP_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 ATTEMPT_BUCKETS: Final = (1, 2, 3, 5, 8, 15, 30, 60)
 COMMAND_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -97,6 +99,8 @@ class Metrics:
         ).set(1)
         self._handlers: dict[str, Callable[[Event, int, Names], None]] = {
             "prepared": self._on_prepared,
+            "stored": self._on_stored,
+            "audited": self._on_audited,
             "decided": self._on_decided,
             "parked": self._on_parked,
             "released": self._on_released,
@@ -150,6 +154,7 @@ class Metrics:
                 "delivery_latency_seconds", "From visible to acked; the oldest message of each ack call.", DELIVERY_BUCKETS, "topic", "group"
             )
         )
+        self._size_bytes = _Children(self._histogram("message_size_bytes", "Size of a body when it was stored.", SIZE_BUCKETS, "topic"))
         self._gaps = counter("gaps", "Messages held because a smaller number of their key was missing.")
 
     def _make_gauges(self) -> None:
@@ -180,6 +185,9 @@ class Metrics:
         for part in ("loop", "writer"):
             self._stalls(part)
         self._clock_ahead = self._gauge("clock_ahead_seconds", "How far the coordinator's time is ahead of this machine's wall clock.")
+        self._acts = _Children(self._counter("admin_actions", "Acts of an operator, as in the audit: force, park, removals, restore.", "action"))
+        for act in OPERATOR_ACTS:
+            self._acts(act)
         self._rejected = _Children(self._counter("requests_rejected", "Operations refused, by error code.", "code"))
         self._http_s = _Children(
             Histogram(
@@ -203,6 +211,15 @@ class Metrics:
     def _on_prepared(self, event: Event, times: int, names: Names) -> None:
         _, source, topic = event
         self._received(self._topic(topic), self._producer(names.producer_name(source))).inc(times)
+
+    def _on_stored(self, event: Event, times: int, names: Names) -> None:
+        _, topic, size = event
+        of_topic = self._size_bytes(self._topic(topic))
+        for _ in range(times):
+            of_topic.observe(size)
+
+    def _on_audited(self, event: Event, times: int, names: Names) -> None:
+        self._acts(event[1]).inc(times)
 
     def _on_decided(self, event: Event, times: int, names: Names) -> None:
         _, source, state, by, since_ms, attempts = event

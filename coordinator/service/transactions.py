@@ -33,6 +33,8 @@ def store_content(tx: StoreTx, now: int, command: Content) -> TransactionView | 
     mark = now if command.mark is None else command.mark
     stored = _insert(tx, now, command, source, mark)
     rows = _store_messages(tx, stored, source, placed, hold_open=not command.submit)
+    for message, topic in placed:
+        tx.emit(("stored", topic.name, len(message.body)))
     if not command.submit:
         tx.emit(("prepared", stored.source, placed[0][1].name))
         return _view(tx, stored, _unreleased(rows), created=True)

@@ -207,3 +207,16 @@ def test_p8_sums_go_before_a_checkpoint_that_takes_none(tmp_path: Path, open_tra
 
 def _disk_fails(name: str) -> None:
     raise sqlite3.OperationalError(f"{name}: disk I/O error")
+
+
+def test_p8_short_read_of_the_log_costs_no_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read may give a part. (Found by the 153rd read giving half: the pages of the rest kept their old sums.)"""
+    path = tmp_path / "halfmsg.db"
+    filler = Filler(path, 6)
+    filler.some(40)
+    pread = os.pread
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", lambda fd, size, at: pread(fd, max(1, size // 2), at))
+        filler.store.backend.checkpoint()  # type: ignore[attr-defined]
+    filler.store.close()
+    assert _wrong(path) == []

@@ -35,7 +35,11 @@ def _value(counted: metrics.Metrics, name: str, **labels: str) -> float | None:
 
 
 def test_events_of_a_transaction_are_counted_by_name(counted: metrics.Metrics) -> None:
-    """One life: prepared, decided by check-back, released."""
+    """One life: stored, prepared, decided by check-back, released."""
+    counted.on_events([("stored", "t", 300), ("stored", "t", 300), ("audited", "tx.park")], NamesOf())
+    assert _value(counted, "halfmsg_message_size_bytes_sum", topic="t") == 600
+    assert _value(counted, "halfmsg_message_size_bytes_bucket", topic="t", le="256.0") == 0
+    assert _value(counted, "halfmsg_admin_actions_total", action="tx.park") == 1
     counted.on_events([("prepared", 1, "t"), ("decided", 1, "committed", "check_back", 1_500, 2), ("released", 7), ("released", 7)], NamesOf())
     assert _value(counted, "halfmsg_half_messages_received_total", topic="t", producer="producer1") == 1
     assert _value(counted, "halfmsg_resolutions_total", producer="producer1", outcome="committed", source="check_back") == 1

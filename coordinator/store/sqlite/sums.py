@@ -45,7 +45,7 @@ def page_size(path: Path) -> int | None:
 def of_file(path: Path, size: int) -> array.array[int]:
     """Reads the whole file, outside SQLite: only while no connection of this process is open."""
     found = array.array("I")
-    with path.open("rb", buffering=0) as file:
+    with path.open("rb") as file:
         while chunk := file.read(size * _CHUNK_PAGES):
             view = memoryview(chunk)
             found.extend(zlib.crc32(view[at : at + size]) for at in range(0, len(chunk), size))
@@ -134,7 +134,7 @@ class PageSums:
         fd = self._log()
         if fd is None or frames <= 0 or self._size == _TOO_MANY:
             return
-        head = os.pread(fd, wal.HEADER, 0)
+        head = wal.read(fd, wal.HEADER, 0)
         size = int.from_bytes(head[8:12], "big")
         if self._size not in (0, size):
             raise OSError(f"the log has pages of {size} bytes, the file of {self._size}")
@@ -150,8 +150,8 @@ class PageSums:
         step = wal.FRAME + self._size
         changed: set[int] = set()
         for first in range(self._seen, frames, 256):
-            data = memoryview(os.pread(fd, step * min(256, frames - first), wal.HEADER + first * step))
-            for at in range(0, len(data) - step + 1, step):
+            data = memoryview(wal.read(fd, step * min(256, frames - first), wal.HEADER + first * step))
+            for at in range(0, len(data), step):
                 page = int.from_bytes(data[at : at + 4], "big")
                 if page > len(self._sums):
                     changed.update(range(len(self._sums) // _BLOCK, (page - 1) // _BLOCK + 1))

@@ -128,3 +128,4 @@ class Transactions(Names):
 
     def audit(self, at: int, actor: str, act: str, target: str, reason: str, before: str | None, after: str | None) -> None:
         self.run(Q.audit_insert, at, actor, act, target, reason, before, after)
+        self.emit(("audited", act))

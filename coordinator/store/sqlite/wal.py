@@ -9,6 +9,7 @@ many). Read before SQLite opens the file: a recovery writes the `-shm` anew. htt
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import sys
@@ -47,6 +48,18 @@ class Wal(Struct, frozen=True):
 
 def wal_path(path: Path) -> Path:
     return path.with_name(path.name + "-wal")
+
+
+def read(fd: int, size: int, at: int) -> bytes:
+    """All of it, whatever pieces the system gives. Raises OSError where the file ends before."""
+    parts = []
+    while size > 0:
+        part = os.pread(fd, size, at)
+        if not part:
+            raise OSError(errno.EIO, f"the log ends {size} bytes too early")
+        parts.append(part)
+        size, at = size - len(part), at + len(part)
+    return b"".join(parts)
 
 
 def checksum(data: bytes | memoryview, order: str, s0: int = 0, s1: int = 0) -> tuple[int, int]:
@@ -112,7 +125,7 @@ class _Scan:
     def walk(self) -> None:
         good, fresh = True, set()
         for number in range(1, self.frames + 1):
-            head = os.pread(self.fd, FRAME, HEADER + (number - 1) * (FRAME + self.page))
+            head = read(self.fd, FRAME, HEADER + (number - 1) * (FRAME + self.page))
             page, commits = struct.unpack(">II", head[:8])
             ours = head[8:16] == self.salts
             if good and ours and page and self._follows(number, head):
@@ -126,7 +139,7 @@ class _Scan:
                 self.beyond.append((number, bool(commits)))
 
     def _follows(self, number: int, head: bytes) -> bool:
-        body = os.pread(self.fd, self.page, HEADER + (number - 1) * (FRAME + self.page) + FRAME)
+        body = read(self.fd, self.page, HEADER + (number - 1) * (FRAME + self.page) + FRAME)
         sums = checksum(body, self.order, *checksum(head[:8], self.order, *self.sums))
         if struct.pack(">II", *sums) != head[16:24]:
             return False
@@ -135,7 +148,7 @@ class _Scan:
 
 
 def _inspect(fd: int, size: int, path: Path, shm: Shm | None, synced: bool) -> Wal:
-    head = os.pread(fd, HEADER, 0)
+    head = read(fd, min(size, HEADER), 0)
     if not _header_is_sound(head):
         if size <= HEADER + FRAME:
             return Wal()  # a crash while it was made; nothing was in it
