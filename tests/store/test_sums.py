@@ -187,6 +187,25 @@ def test_p9_full_disk_costs_the_sums_and_nothing_else(tmp_path: Path, monkeypatc
     assert _wrong(path) == []
 
 
+def test_p8_sums_that_cannot_be_removed_are_emptied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left as they are they would call a sound file damaged."""
+    path = tmp_path / "halfmsg.db"
+    filler = Filler(path, 1)
+    filler.some(5)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        patch.setattr(os, "pwrite", refuse)
+        filler.store.backend.checkpoint()  # type: ignore[attr-defined]
+    filler.store.close()
+    assert _wrong(path) is None
+    open_sqlite(path).close()
+    assert _wrong(path) == []
+
+
 @pytest.mark.parametrize("open_transaction", [True, False], ids=["open transaction", "checkpoint fails"])
 def test_p8_sums_go_before_a_checkpoint_that_takes_none(tmp_path: Path, open_transaction: bool) -> None:
     """SQLite moves the log itself when the last connection closes. (Found by the 45th fsync failing: the next start called the file damaged.)"""

@@ -162,7 +162,7 @@ def _judge(path: Path, synchronous: str) -> tuple[PageSums, bool, int]:
         cause = f"a restore of {path} was cut short: {file.half_way(path)} is there"
         raise StartError(cause, f"Do it again: halfmsg restore FILE --store {path} --replace")
     if not path.exists() or path.stat().st_size == 0:
-        sums.sums_path(path).unlink(missing_ok=True)
+        file.remove(sums.sums_path(path))
     found, wrong = file.look(path, synchronous)
     words = file.damage(path, found, wrong)
     if words is not None:

@@ -164,6 +164,14 @@ def look(path: Path, synchronous: str = "FULL") -> tuple[wal.Wal, list[int] | No
         raise StartError(f"cannot read {error.filename or path}: {error.strerror}", _LOOK_AT_THE_DISK) from error
 
 
+def remove(path: Path) -> None:
+    """Raises StartError."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StartError(f"cannot remove {path}: {error.strerror}", _LOOK_AT_THE_DISK) from error
+
+
 def damage(path: Path, log: wal.Wal, wrong: list[int] | None) -> str | None:
     """One sentence that says what and where; None where nothing is known to be wrong."""
     if log.damage is not None:

@@ -197,7 +197,14 @@ class PageSums:
         """The next start checks the file by SQLite, and begins anew."""
         self._size = _TOO_MANY
         self.close()
-        sums_path(self._path).unlink(missing_ok=True)
+        path = sums_path(self._path)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            try:
+                os.truncate(path, 0)
+            except OSError:
+                log.error("%s is out of date and cannot be removed: %s. Remove it, or the next start takes the store for damaged", path, error)
 
     def close(self) -> None:
         for fd in (self._wal, self._file):
