@@ -149,3 +149,32 @@ def test_frames_behind_the_end_are_no_damage_where_commits_were_not_synced(tmp_p
     opened = open_sqlite(store, synchronous="NORMAL")
     assert "synchronous=NORMAL had not made durable" in opened.tx.one("SELECT reason FROM audit WHERE act = 'store.open'")[0]
     opened.close()
+
+
+def test_p3_commit_mark_of_another_life_is_none(tmp_path: Path) -> None:
+    """The 42nd frame's mark ends with a sector, its salts begin the next: of a transaction that a power cut tears, the second may arrive alone.
+
+    (Found by one of 50,000 power cuts: it looked like a lost commit, and the start was refused.)
+    """
+    live, log = tmp_path / "live.db", tmp_path / "live.db-wal"
+    conn = sqlite3.connect(live, isolation_level=None)
+    conn.execute("PRAGMA journal_mode = WAL")
+    conn.execute("PRAGMA wal_autocheckpoint = 0")
+    conn.execute("CREATE TABLE t (a)")
+    for number in range(60):
+        conn.execute("INSERT INTO t VALUES (?)", (number,))
+    earlier = log.read_bytes()
+    conn.execute("PRAGMA wal_checkpoint(RESTART)")
+    conn.execute("INSERT INTO t VALUES ('first')")
+    conn.execute("INSERT INTO t VALUES (zeroblob(300000))")
+    torn = tmp_path / "torn.db"
+    shutil.copyfile(live, torn)
+    later = bytearray(log.read_bytes())
+    conn.close()
+    mark = slice(wal.HEADER + 41 * STEP, wal.HEADER + 41 * STEP + 8)
+    assert any(earlier[mark][4:]) and not any(later[mark][4:])
+    later[mark] = earlier[mark]
+    later[wal.HEADER + STEP + 100] ^= 1  # of the large one's first frame not all has arrived
+    wal.wal_path(torn).write_bytes(later)
+    found = wal.inspect(torn)
+    assert (found.damage, found.committed) == (None, 1) and found.torn > 70

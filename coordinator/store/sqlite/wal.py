@@ -20,6 +20,8 @@ from msgspec import Struct
 
 HEADER: Final = 32
 FRAME: Final = 24
+SECTOR: Final = 512
+"""What a disk writes as a whole, at the least."""
 _MAGICS: Final = {0x377F0682: "<", 0x377F0683: ">"}
 _WORD: Final = 0xFFFFFFFF
 _SHM_HEADER: Final = struct.Struct("=IIIBBHII8s8s8s")
@@ -123,9 +125,10 @@ class _Scan:
         """(frame, ends a commit) of this life beyond the first bad frame."""
 
     def walk(self) -> None:
-        good, fresh = True, set()
+        good, fresh, before = True, set(), b""
         for number in range(1, self.frames + 1):
-            head = read(self.fd, FRAME, HEADER + (number - 1) * (FRAME + self.page))
+            head, last = read(self.fd, FRAME, self._at(number)), before
+            before = head
             page, commits = struct.unpack(">II", head[:8])
             ours = head[8:16] == self.salts
             if good and ours and page and self._follows(number, head):
@@ -136,15 +139,29 @@ class _Scan:
                 continue
             good = False
             if ours:
-                self.beyond.append((number, bool(commits)))
+                self.beyond.append((number, bool(commits) and self._is_whole(number, head, last)))
+
+    def _at(self, number: int) -> int:
+        return HEADER + (number - 1) * (FRAME + self.page)
 
     def _follows(self, number: int, head: bytes) -> bool:
-        body = read(self.fd, self.page, HEADER + (number - 1) * (FRAME + self.page) + FRAME)
-        sums = checksum(body, self.order, *checksum(head[:8], self.order, *self.sums))
-        if struct.pack(">II", *sums) != head[16:24]:
+        if (sums := self._sums(number, head, self.sums)) is None:
             return False
         self.sums = sums
         return True
+
+    def _is_whole(self, number: int, head: bytes, before: bytes) -> bool:
+        """Is the mark of a commit of the frame's own life? Where a sector of the disk ends between it and the salts, a power cut may leave
+        another life's before them: then only if its checksum follows from the frame before."""
+        if self._at(number) % SECTOR + 8 != SECTOR:
+            return True
+        return len(before) == FRAME and self._sums(number, head, struct.unpack(">II", before[16:24])) is not None
+
+    def _sums(self, number: int, head: bytes, start: tuple[int, int]) -> tuple[int, int] | None:
+        """Those of this frame behind `start`; None where they are not what it says."""
+        body = read(self.fd, self.page, self._at(number) + FRAME)
+        sums = checksum(body, self.order, *checksum(head[:8], self.order, *start))
+        return sums if struct.pack(">II", *sums) == head[16:24] else None
 
 
 def _inspect(fd: int, size: int, path: Path, shm: Shm | None, synced: bool) -> Wal:
