@@ -54,7 +54,16 @@ def _with_policy(group: Group, wanted: GroupWanted) -> Group:
     fields: dict[str, int | None] = {name: value for name, value in given.items() if value is not None}
     if not isinstance(wanted.max_attempts, UnsetType):
         fields["max_attempts"] = wanted.max_attempts
-    return replace(group, **fields)
+    return _possible(replace(group, **fields))
+
+
+def _possible(group: Group) -> Group:
+    """A policy that cannot be computed is refused here: stored, it would stop the pass that ends the leases of all groups."""
+    try:
+        hands.policy_of(group)
+    except ValueError as error:
+        raise Problem("bad_request", f"backoff: first_s is at least 0.001 and not above max_s ({error}); nothing was stored") from error
+    return group
 
 
 def _shape(group: Group) -> tuple[int, str | None, tuple[tuple[str, str], ...]]:

@@ -12,6 +12,7 @@ from halfmsg.coordinator.messages import Delivery, Kind
 from halfmsg.coordinator.service import fetching, groups
 from halfmsg.coordinator.settings import Groups, Settings
 from tests.support.factories import World, bodies, dead_letter, leased_delivery, new_message, sequences
+from tests.support.stores import changed, dump
 
 LOST = "lease_lost"
 
@@ -177,6 +178,19 @@ def test_put_group_again_with_another_policy_is_not_ignored(world: World) -> Non
         assert problem.code == "state_changed"
     else:
         assert found.max_attempts == 3
+
+
+@pytest.mark.parametrize("backoff_s", [(700, 600), (0.0001, 600)])
+def test_p2_backoff_that_cannot_be_is_refused_and_stops_no_other_group(plain: World, backoff_s: tuple[float, float]) -> None:
+    """First above longest, or under a millisecond: neither stored nor changed to, so the pass that ends leases goes on for everybody."""
+    before = dump(plain.store.backend._conn)  # type: ignore[attr-defined]
+    for name in ("new", "g"):
+        with pytest.raises(Problem, match="bad_request"):
+            plain.group(name, backoff_s=backoff_s)
+    assert changed(before, dump(plain.store.backend._conn)) == {}  # type: ignore[attr-defined]
+    leased_delivery(plain, lease_s=10)
+    plain.later(10)
+    assert plain.expire() == 1
 
 
 def test_p2_group_with_dead_letters_or_members_is_not_removed(plain: World) -> None:
