@@ -22,6 +22,8 @@ from .settling import groups_of
 RUN_MAX = 256
 SCAN_MAX = 10_000
 BYTES_MAX = 4 * 1024 * 1024
+NUMBER_BYTES = 17
+"""One of `missed`, as the longest of them stands in JSON."""
 MISSED_MAX = 1_000
 LANE_RETRIES_MAX = 1_000
 
@@ -54,9 +56,10 @@ class Room:
         self.left = count
         self.bytes_left = BYTES_MAX
 
-    def take(self, row: Logged) -> None:
+    def take(self, row: Logged, missed: tuple[int, ...]) -> None:
+        """All that may be long counts, or an answer of many would not fit into a frame, and so would every repeat of it."""
         self.left -= 1
-        self.bytes_left -= len(row.body)
+        self.bytes_left -= len(row.body) + len(row.extra) + NUMBER_BYTES * len(missed)
 
     @property
     def full(self) -> bool:
@@ -149,7 +152,7 @@ class _Handout:
             row = self._read_one(retry)
             if row is not None and self._may_go(row):
                 self.tx.take_retry(self.group.id, retry)
-                self.room.take(row)
+                self.room.take(row, self.missed)
                 hand.append(self._alone(row, retry))
             elif row is not None or self.ordered:
                 self._stick(retry, CORRUPT if row is None else TOO_MANY_MISSED)
@@ -218,7 +221,7 @@ class _Handout:
             row = rows.get(off)
             if self._goes_out(lane, off, row) and row is not None:
                 goes.append((row, self.missed))
-                self.room.take(row)
+                self.room.take(row, self.missed)
             else:
                 done |= 1 << off - lo
             off += 1

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from halfmsg.coordinator import render, wire
 from halfmsg.coordinator.digests import lane_of
 from halfmsg.coordinator.errors import Problem
 from halfmsg.coordinator.messages import Delivery, Kind
 from halfmsg.coordinator.service import fetching, groups
 from halfmsg.coordinator.settings import Groups, Settings
+from halfmsg.txclient._stream import MAX_FRAME_BYTES
 from tests.support.factories import World, bodies, dead_letter, leased_delivery, new_message, sequences
 from tests.support.stores import changed, dump
 
@@ -130,6 +133,19 @@ def test_p9_fetch_is_bounded_in_bytes(plain: World, monkeypatch: pytest.MonkeyPa
     for _ in range(5):
         plain.send(body=b"x" * 60)
     assert [len(plain.fetch()) for _ in range(4)] == [2, 2, 1, 0]
+
+
+@pytest.mark.parametrize("encode", [wire.encode_msgpack, wire.encode_json], ids=["msgpack", "json"])
+def test_p2_small_bodies_with_long_attributes_fit_into_a_frame(plain: World, encode: Callable[[Any], bytes]) -> None:
+    """Else a client refuses the frame, joins again, is sent the same, and never gets any of them."""
+    attributes = {f"a{number}": "x" * wire.MAX_ATTRIBUTE_VALUE_BYTES for number in range(wire.MAX_ATTRIBUTES)}
+    plain.submit(*(new_message(index=index, attributes=attributes) for index in range(wire.MAX_MESSAGES)))
+    frames = []
+    while given := plain.fetch(count=wire.MAX_DELIVERIES):
+        frames.append(len(encode({"deliveries": render.deliveries(given, packed=encode is wire.encode_msgpack)})))
+        plain.ack(*given)
+    assert len(frames) > 1
+    assert max(frames) < MAX_FRAME_BYTES
 
 
 @pytest.mark.parametrize("kind", [Kind.UNORDERED, Kind.ARRIVAL])
