@@ -16,7 +16,7 @@ from ..messages import Delivery, Fetch, Flight, Group, Kind, Logged, Place, Reas
 from ..policies import share
 from ..states import State
 from ..store.base import StoreTx
-from .hands import CORRUPT, TOO_MANY_MISSED, Token, give_back_lane
+from .hands import CORRUPT, TOO_MANY_MISSED, Lane, Token, give_back_lane
 from .settling import groups_of
 
 RUN_MAX = 256
@@ -89,6 +89,9 @@ class _Handout:
             raise Problem("bad_request", f"topic {self.topic.name} is ordered: a fetch names its `member`, which owns lanes")
         self.member = command.member or ""
         self.retries = tx.has_retries(group.id)
+        self.may_be_lost = command.may_be_lost
+        self.in_hand: set[int | None] = set()
+        """Keys of the lane that an earlier answer, perhaps a lost one, has something open of: what follows goes behind that (P7)."""
         self.missed: tuple[int, ...] = ()
         self.restored_at = tx.restored().at
         """What is older was perhaps a dead letter after the backup, named to an inbox as passed over: only a redriven one runs there (R6, W15)."""
@@ -197,6 +200,8 @@ class _Handout:
         start = place.next_off
         if start >= end or (self.ordered and self.retries and self._lane_waits(place.lane)):
             return hand
+        if self.ordered and self.may_be_lost:
+            self.in_hand = Lane(self.tx, self.group, self.topic, place.lane).keys()
         scan_end = min(end, start + SCAN_MAX)
         while start < scan_end and not self.room.full:
             limit = min(RUN_MAX, scan_end - start) if self.group.filters else min(RUN_MAX, scan_end - start, self.room.left)
@@ -233,7 +238,7 @@ class _Handout:
         return [self._delivery(row, flight, missed) for row, missed in goes], off
 
     def _goes_out(self, lane: int, off: int, row: Logged | None) -> bool:
-        """Is this one for the run? Else it is settled (filter), quarantined, or put behind the failed one of its key."""
+        """Is this one for the run? Else it is settled (filter), quarantined, or put behind an earlier one of its key."""
         if row is None or not is_sound(self.topic, row):
             self._quarantine(lane, off)
             return False
@@ -242,6 +247,9 @@ class _Handout:
         self.missed = ()
         if row.okey is None:
             return True
+        if row.okey in self.in_hand:
+            self.tx.put_retry(self.group.id, Retry(lane, off, None, row.okey, 0, 0, None, False))
+            return False
         if self.retries and self.tx.first_retry_of_key(self.group.id, row.okey) is not None:
             self.tx.put_retry(self.group.id, Retry(lane, off, None, row.okey, 0, 0, None, False))
             return False
