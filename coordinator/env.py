@@ -17,7 +17,10 @@ class _Member:
 
 
 class Members:
-    """Who is alive in each ordered group: a member counts while it fetches, acks or extends within its lease. Rebuilt by use."""
+    """Who is alive in each ordered group: a member counts while it fetches, acks or extends within its lease. Rebuilt by use.
+
+    The writer's thread alone changes it; `live` and `count` are asked by the reader's thread as well.
+    """
 
     def __init__(self) -> None:
         self._groups: dict[int, dict[str, _Member]] = {}
@@ -36,6 +39,8 @@ class Members:
         if lease_ms is not None:
             known.lease_ms = lease_ms
         known.until = now + known.lease_ms
+        if lease_ms is not None:
+            self._forget_ended(members, now)
         return fresh
 
     def renewal(self, grp: int, member: str, now: int) -> int | None:
@@ -51,11 +56,12 @@ class Members:
 
     def live(self, grp: int, now: int) -> list[str]:
         members = self._groups.get(grp)
-        if not members:
-            return []
+        return [name for name, member in members.copy().items() if member.until > now] if members else []
+
+    @staticmethod
+    def _forget_ended(members: dict[str, _Member], now: int) -> None:
         for name in [name for name, member in members.items() if member.until <= now]:
             del members[name]
-        return list(members)
 
     def count(self, grps: Iterable[int], now: int) -> int:
         return len({name for grp in grps for name in self.live(grp, now)})

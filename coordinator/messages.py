@@ -134,11 +134,14 @@ class ExtendMany(Struct, frozen=True):
 
 
 class Fetch(Struct, frozen=True):
+    """`may_be_lost`: nobody says later what of the answer arrived, as a stream's member does when it joins again."""
+
     group: str
     count: int
     lease_ms: int | None
     member: str | None
     inbox: bytes | None
+    may_be_lost: bool = False
 
 
 # --- rows that functions reason about --------------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ def extension(group: str, given: wire.ExtendIn) -> ExtendMany:
 
 def fetch(group: str, given: wire.FetchIn) -> Fetch:
     inbox = None if given.inbox is None else bytes.fromhex(given.inbox)
-    return Fetch(group, given.max, _ms(given.lease_s), given.member, inbox)
+    return Fetch(group, given.max, _ms(given.lease_s), given.member, inbox, may_be_lost=True)
 
 
 def topic(name: str, given: wire.TopicIn) -> TopicWanted:

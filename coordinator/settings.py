@@ -127,8 +127,8 @@ def check(settings: Settings) -> Settings:
         raise StartError("PostgreSQL as the coordinator's store is not built yet", "Name a file: --store halfmsg.db", 2)
     if settings.check.first_delay_s > settings.check.max_interval_s:
         raise StartError("check.first_delay_s is above check.max_interval_s", "Lower the first or raise the second", 2)
-    if settings.group.backoff_first_s > settings.group.backoff_max_s:
-        raise StartError("group.backoff_first_s is above group.backoff_max_s", "Lower the first or raise the second", 2)
+    if not 0.001 <= settings.group.backoff_first_s <= settings.group.backoff_max_s:
+        raise StartError("group.backoff_first_s is under 0.001 or above group.backoff_max_s", "Lower the first or raise the second", 2)
     from halfmsg.checkback.allowlist import AllowList
 
     try:

@@ -263,16 +263,18 @@ class Connection:
             raise
 
     async def _join(self, frame: wire.SubscribeFrame) -> None:
+        """It stands among the subscriptions before the store is asked, so that one who joins later under this name ends it too."""
         before = self.subscriptions.pop(frame.group, None)
         if before is not None:
             before.stop()
+        topics = await self.engine.topics_of(frame.group)
         for other in self.streams.connections:
             other.lose(frame.group, frame.member)
+        subscription = self.subscriptions[frame.group] = Subscription(self, frame, topics)
         revoked = await self.engine.call(groups.rejoin, groups.Rejoin(frame.group, frame.member, frozenset(frame.holding)))
         if revoked:
             self.send({"type": "revoke", "group": frame.group, "tokens": revoked})
-        topics = await self.engine.topics_of(frame.group)
-        self.subscriptions[frame.group] = Subscription(self, frame, topics)
+        subscription.start()
 
     def lose(self, group: str, member: str) -> None:
         """The member has come back over another connection; this one may be dead without knowing it."""
@@ -316,7 +318,7 @@ class Connection:
 
 
 class Subscription:
-    """A group's deliveries over one connection, never more than the credit."""
+    """A group's deliveries over one connection, never more than the credit. None before `start`, and none after `stop`."""
 
     def __init__(self, connection: Connection, frame: wire.SubscribeFrame, topics: tuple[int, ...]) -> None:
         self.connection, self.group, self.member = connection, frame.group, frame.member
@@ -324,15 +326,22 @@ class Subscription:
         self.lease_ms = None if frame.lease_s is None else int(frame.lease_s * 1000)
         self.inbox = None if frame.inbox is None else bytes.fromhex(frame.inbox)
         self._waiter: Waiter = connection.engine.hub.register(topics)
-        self._task = asyncio.create_task(self._pump())
+        self._task: asyncio.Task[None] | None = None
+        self._stopped = False
+
+    def start(self) -> None:
+        if not self._stopped:
+            self._task = asyncio.create_task(self._pump())
 
     def add(self, credits: int) -> None:
         self.credits = min(self.credits + credits, 10_000)
         self._waiter.event.set()
 
     def stop(self) -> None:
+        self._stopped = True
         self.connection.engine.hub.unregister(self._waiter)
-        self._task.cancel()
+        if self._task is not None:
+            self._task.cancel()
 
     async def _pump(self) -> None:
         engine = self.connection.engine

@@ -16,12 +16,14 @@ from ..messages import Delivery, Fetch, Flight, Group, Kind, Logged, Place, Reas
 from ..policies import share
 from ..states import State
 from ..store.base import StoreTx
-from .hands import CORRUPT, TOO_MANY_MISSED, Token, give_back_lane
+from .hands import CORRUPT, TOO_MANY_MISSED, Lane, Token, give_back_lane
 from .settling import groups_of
 
 RUN_MAX = 256
 SCAN_MAX = 10_000
 BYTES_MAX = 4 * 1024 * 1024
+NUMBER_BYTES = 17
+"""One of `missed`, as the longest of them stands in JSON."""
 MISSED_MAX = 1_000
 LANE_RETRIES_MAX = 1_000
 
@@ -54,9 +56,10 @@ class Room:
         self.left = count
         self.bytes_left = BYTES_MAX
 
-    def take(self, row: Logged) -> None:
+    def take(self, row: Logged, missed: tuple[int, ...]) -> None:
+        """All that may be long counts, or an answer of many would not fit into a frame, and so would every repeat of it."""
         self.left -= 1
-        self.bytes_left -= len(row.body)
+        self.bytes_left -= len(row.body) + len(row.extra) + NUMBER_BYTES * len(missed)
 
     @property
     def full(self) -> bool:
@@ -86,6 +89,9 @@ class _Handout:
             raise Problem("bad_request", f"topic {self.topic.name} is ordered: a fetch names its `member`, which owns lanes")
         self.member = command.member or ""
         self.retries = tx.has_retries(group.id)
+        self.may_be_lost = command.may_be_lost
+        self.in_hand: set[int | None] = set()
+        """Keys of the lane that an earlier answer, perhaps a lost one, has something open of: what follows goes behind that (P7)."""
         self.missed: tuple[int, ...] = ()
         self.restored_at = tx.restored().at
         """What is older was perhaps a dead letter after the backup, named to an inbox as passed over: only a redriven one runs there (R6, W15)."""
@@ -149,7 +155,7 @@ class _Handout:
             row = self._read_one(retry)
             if row is not None and self._may_go(row):
                 self.tx.take_retry(self.group.id, retry)
-                self.room.take(row)
+                self.room.take(row, self.missed)
                 hand.append(self._alone(row, retry))
             elif row is not None or self.ordered:
                 self._stick(retry, CORRUPT if row is None else TOO_MANY_MISSED)
@@ -194,6 +200,8 @@ class _Handout:
         start = place.next_off
         if start >= end or (self.ordered and self.retries and self._lane_waits(place.lane)):
             return hand
+        if self.ordered and self.may_be_lost:
+            self.in_hand = Lane(self.tx, self.group, self.topic, place.lane).keys()
         scan_end = min(end, start + SCAN_MAX)
         while start < scan_end and not self.room.full:
             limit = min(RUN_MAX, scan_end - start) if self.group.filters else min(RUN_MAX, scan_end - start, self.room.left)
@@ -218,7 +226,7 @@ class _Handout:
             row = rows.get(off)
             if self._goes_out(lane, off, row) and row is not None:
                 goes.append((row, self.missed))
-                self.room.take(row)
+                self.room.take(row, self.missed)
             else:
                 done |= 1 << off - lo
             off += 1
@@ -230,7 +238,7 @@ class _Handout:
         return [self._delivery(row, flight, missed) for row, missed in goes], off
 
     def _goes_out(self, lane: int, off: int, row: Logged | None) -> bool:
-        """Is this one for the run? Else it is settled (filter), quarantined, or put behind the failed one of its key."""
+        """Is this one for the run? Else it is settled (filter), quarantined, or put behind an earlier one of its key."""
         if row is None or not is_sound(self.topic, row):
             self._quarantine(lane, off)
             return False
@@ -239,6 +247,9 @@ class _Handout:
         self.missed = ()
         if row.okey is None:
             return True
+        if row.okey in self.in_hand:
+            self.tx.put_retry(self.group.id, Retry(lane, off, None, row.okey, 0, 0, None, False))
+            return False
         if self.retries and self.tx.first_retry_of_key(self.group.id, row.okey) is not None:
             self.tx.put_retry(self.group.id, Retry(lane, off, None, row.okey, 0, 0, None, False))
             return False

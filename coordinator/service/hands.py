@@ -76,6 +76,9 @@ class Lane:
                 if not flight.done >> (off - flight.lo) & 1:
                     self._at[off] = self.by_key.setdefault(okey, {})[off] = Held(off, okey, seq, flight)
 
+    def keys(self) -> set[int | None]:
+        return {okey for okey, by_off in self.by_key.items() if by_off}
+
     def find(self, token: Token) -> Held | None:
         found = self._at.get(token.off)
         return found if found is not None and (found.flight.lo, found.flight.token) == (token.lo, token.token) else None

@@ -20,7 +20,7 @@ from .settling import groups_of
 SCAN_MAX, STEP = 20_000, 1_000
 DEAD_COUNT_MAX = 100_000
 NEWEST = 2**53
-LOOK_MAX = 10_000
+LOOK_MAX, LOOK_STEP, LOOK_BYTES_MAX = 10_000, 100, 4 * 1024 * 1024
 
 
 class Listing(Struct, frozen=True):
@@ -153,18 +153,31 @@ class Window(Struct, frozen=True):
 
 
 def look(tx: Deliveries, want: Window) -> tuple[list[tuple[Logged, int, str | None]], str, int | None]:
-    """(messages with lane and producer, topic, next offset) of one lane; takes nothing from anyone."""
+    """(messages with lane and producer, topic, next offset) of one lane; takes nothing from anyone.
+
+    A page may be short or empty and not the last: it looks at no more than 10,000 offsets, ends with the message that makes 4 MiB, and
+    reads 100 at a time.
+    """
     topic = topics.get(tx, want.topic)
     lane = want.lane if want.lane is not None else (0 if want.key is None else lane_of(want.key.encode(), topic.lanes))
     if lane >= topic.lanes:
         raise Problem("bad_request", f"topic {topic.name} has lanes 0 to {topic.lanes - 1}")
     end = tx.lane_end(topic.id, lane)
-    scan = want.limit if want.key is None else min(LOOK_MAX, max(end - want.start, 0))
-    rows = tx.read_run(topic.id, lane, want.start, end, scan)
     key = None if want.key is None else want.key.encode()
-    found = [(row, lane, _producer(tx, row)) for row in rows if key is None or row.key == key][: want.limit]
-    last = found[-1][0] if len(found) == want.limit else rows[-1] if rows else None
-    return found, topic.name, last.off + 1 if last is not None and last.off + 1 < end else None
+    found: list[tuple[Logged, int, str | None]] = []
+    size, at, last = 0, want.start, min(want.start + LOOK_MAX, end)
+    while at < last and len(found) < want.limit and size < LOOK_BYTES_MAX:
+        till = min(at + LOOK_STEP, last)
+        for row in tx.read_run(topic.id, lane, at, till, LOOK_STEP):
+            if key is None or row.key == key:
+                found.append((row, lane, _producer(tx, row)))
+                size += len(row.body)
+                if len(found) == want.limit or size >= LOOK_BYTES_MAX:
+                    at = row.off + 1
+                    break
+        else:
+            at = till
+    return found, topic.name, at if at < end else None
 
 
 def topic_page(tx: Deliveries, after: str, limit: int) -> list[tuple[Topic, dict[str, Any]]]:

@@ -98,5 +98,7 @@ def remove(tx: StoreTx, now: int, command: Removal) -> None:
         raise Problem("state_changed", f"producer {name} has undecided transactions; nobody else could answer for them")
     if source.db_id is not None:
         raise Problem("state_changed", f"producer {name} is bound to a database whose numbers go on; it cannot be removed")
+    if tx.source_has_transactions(source.id):
+        raise Problem("state_changed", f"producer {name} has transactions here; their messages and keys are known by it")
     tx.remove_source(source)
     tx.audit(now, "operator", "producer.rm", name, command.reason, None, None)

@@ -50,6 +50,8 @@ def remove(tx: StoreTx, now: int, command: Removal) -> None:
         raise Problem("group_busy", f"topic {name} has consumer groups; remove them first")
     if tx.topic_has_keys(topic.id) and topic.kind is Kind.SEQUENCE:
         raise Problem("state_changed", f"topic {name} has ordering keys whose producers go on counting; it cannot be removed")
+    if tx.topic_has_undecided(topic.id):
+        raise Problem("state_changed", f"topic {name} has half messages whose transactions are undecided; nobody could release them")
     if any(tx.lane_end(topic.id, lane) for lane in range(topic.lanes)) or tx.topic_has_keys(topic.id):
         raise Problem("state_changed", f"topic {name} still keeps messages; removing them is not built yet")
     tx.remove_topic(topic)

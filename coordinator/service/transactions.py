@@ -254,8 +254,11 @@ _DETAILS = {
 
 
 def refuse(tx: StoreTx, now: int, known: Tx, judged: Step, *, said: str, said_by: str) -> Problem:
-    """The problem for an outcome of the table; to be *returned*, not raised, since a listed one is stored beside the refusal."""
-    if judged.listed:
+    """The problem for an outcome of the table; to be *returned*, not raised, since a listed one is stored beside the refusal.
+
+    Whatever a producer says against an operator's decision is listed too: nobody else could tell the operator (R4).
+    """
+    if judged.listed or (said_by == "producer" and known.decided_by is By.OPERATOR):
         tx.add_conflict(known.id, known.state.word, said, said_by, now)
     return _conflict(tx, known, judged.outcome.value, f"{_DETAILS[judged.outcome]}; it is {known.state.word}")
 

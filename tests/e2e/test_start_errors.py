@@ -133,6 +133,14 @@ def test_wrong_environment_is_exit_code_2(tmp_path: Path) -> None:
     is_one_line(done, "max_attempts")
 
 
+@pytest.mark.parametrize("first_s", ["700", "0.0001"])
+def test_backoff_that_cannot_be_is_exit_code_2(tmp_path: Path, first_s: str) -> None:
+    """Groups would be made with it, and none of their leases could end."""
+    done = serve(tmp_path, environment={"HALFMSG_GROUP__BACKOFF_FIRST_S": first_s})
+    assert done.returncode == 2
+    is_one_line(done, "backoff_first_s")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stop_by_a_signal_is_exit_code_0(tmp_path: Path, number: signal.Signals) -> None:
     """It says where it listens, ends when asked, and leaves the file free."""

@@ -97,6 +97,30 @@ async def test_p9_full_queue_refuses_content_and_lets_decisions_in(tmp_path: Pat
         await ws.close()
 
 
+async def test_p7_of_two_joins_under_way_the_later_one_stands(tmp_path: Path) -> None:
+    """A member joins, hears nothing as the store is slow, and joins again over a new connection: the old one is handed nothing any more.
+
+    Else a message may be lost on it while the next of its key goes out over the new one.
+    """
+    async with standing(settings(tmp_path)) as coordinator:
+        old, new = await coordinator.stream(), await coordinator.stream()
+        join = {"type": "subscribe", "group": "g", "member": "m", "credits": 3}
+        queue = coordinator.coordinator.engine._writer
+        async with held(coordinator) as go:
+            for at, ws in enumerate((old, new), start=2):
+                await say(ws, join)
+                await eventually(lambda at=at: queue._calls_waiting >= at, "the join at the store")
+            go()
+        await say(new, {"type": "ops", "n": 1, "ops": [submit(n) for n in range(6)]})
+        frames = [await heard(new) for _ in range(2)]
+        assert [len(frame["deliveries"]) for frame in frames if frame["type"] == "deliver"] == [3]
+        await say(old, {"type": "ops", "n": 2, "ops": [submit(6)]})
+        assert (await heard(old))["type"] == "results"
+        assert sorted(row[2:4] for row in coordinator.dump()["flight"]) == [(0, 2)]
+        await old.close()
+        await new.close()
+
+
 async def test_p9_slow_reader_is_closed(tmp_path: Path) -> None:
     """What waits to be read has a limit: past it the stream is closed with 4408, and what was stored stays."""
     async with standing(settings(tmp_path, stream=Streams(unsent_bytes_max=5_000))) as coordinator:

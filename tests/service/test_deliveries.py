@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
+from halfmsg.coordinator import render, wire
 from halfmsg.coordinator.digests import lane_of
 from halfmsg.coordinator.errors import Problem
 from halfmsg.coordinator.messages import Delivery, Kind
 from halfmsg.coordinator.service import fetching, groups
 from halfmsg.coordinator.service.hands import policy_of
 from halfmsg.coordinator.settings import Groups, Settings
+from halfmsg.txclient._stream import MAX_FRAME_BYTES
 from tests.support.factories import World, bodies, dead_letter, leased_delivery, new_message, sequences
+from tests.support.stores import changed, dump
 
 LOST = "lease_lost"
 
@@ -133,6 +137,19 @@ def test_p9_fetch_is_bounded_in_bytes(plain: World, monkeypatch: pytest.MonkeyPa
     assert [len(plain.fetch()) for _ in range(4)] == [2, 2, 1, 0]
 
 
+@pytest.mark.parametrize("encode", [wire.encode_msgpack, wire.encode_json], ids=["msgpack", "json"])
+def test_p2_small_bodies_with_long_attributes_fit_into_a_frame(plain: World, encode: Callable[[Any], bytes]) -> None:
+    """Else a client refuses the frame, joins again, is sent the same, and never gets any of them."""
+    attributes = {f"a{number}": "x" * wire.MAX_ATTRIBUTE_VALUE_BYTES for number in range(wire.MAX_ATTRIBUTES)}
+    plain.submit(*(new_message(index=index, attributes=attributes) for index in range(wire.MAX_MESSAGES)))
+    frames = []
+    while given := plain.fetch(count=wire.MAX_DELIVERIES):
+        frames.append(len(encode({"deliveries": render.deliveries(given, packed=encode is wire.encode_msgpack)})))
+        plain.ack(*given)
+    assert len(frames) > 1
+    assert max(frames) < MAX_FRAME_BYTES
+
+
 @pytest.mark.parametrize("kind", [Kind.UNORDERED, Kind.ARRIVAL])
 def test_p9_what_comes_back_counts_for_what_was_asked(world: World, kind: Kind) -> None:
     """Two failed messages and two new ones: a fetch of two gives two, so a stream never passes its credit."""
@@ -179,6 +196,19 @@ def test_put_group_again_with_another_policy_is_not_ignored(world: World) -> Non
         assert problem.code == "state_changed"
     else:
         assert found.max_attempts == 3
+
+
+@pytest.mark.parametrize("backoff_s", [(700, 600), (0.0001, 600)])
+def test_p2_backoff_that_cannot_be_is_refused_and_stops_no_other_group(plain: World, backoff_s: tuple[float, float]) -> None:
+    """First above longest, or under a millisecond: neither stored nor changed to, so the pass that ends leases goes on for everybody."""
+    before = dump(plain.store.backend._conn)  # type: ignore[attr-defined]
+    for name in ("new", "g"):
+        with pytest.raises(Problem, match="bad_request"):
+            plain.group(name, backoff_s=backoff_s)
+    assert changed(before, dump(plain.store.backend._conn)) == {}  # type: ignore[attr-defined]
+    leased_delivery(plain, lease_s=10)
+    plain.later(10)
+    assert plain.expire() == 1
 
 
 def test_p2_group_with_dead_letters_or_members_is_not_removed(plain: World) -> None:

@@ -56,16 +56,19 @@ class Deliveries(RuleBasedStateMachine):
         key = data.draw(st.sampled_from([key for key in KEYS if self.pending[key]]))
         self.world.sequence(self.pending[key].pop(), key)
 
-    @rule(member=st.sampled_from(MEMBERS), count=st.integers(1, 6), lease_s=st.sampled_from((None, 3.0, 20.0)))
-    def fetch(self, member: str, count: int, lease_s: float | None) -> None:
+    @rule(member=st.sampled_from(MEMBERS), count=st.integers(1, 6), lease_s=st.sampled_from((None, 3.0, 20.0)), may_be_lost=st.booleans())
+    def fetch(self, member: str, count: int, lease_s: float | None, may_be_lost: bool) -> None:
         before = self._open_by_member()
-        hand = self.world.fetch(member=member, count=count, lease_s=lease_s)
+        others = set(before) if may_be_lost else set()
+        hand = self.world.fetch(member=member, count=count, lease_s=lease_s, may_be_lost=may_be_lost)
         dead = self._dead()  # after it: taking a lane over ends leases, and a last attempt with them
+        taken = {(given.lane, given.row.off) for given in hand}
         for given in hand:
             at = (given.lane, given.row.off)
             for earlier in self._earlier_of_key(given):
                 settled = earlier in self.acked or earlier in dead
                 assert settled or before.get(earlier) == member, f"{at} was handed to {member} before {earlier} of its key"
+                assert settled or earlier in taken or earlier not in others, f"{at} was handed out past {earlier}, of an answer that may be lost"
             before[at] = member
             self.believed.append((member, given))
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from halfmsg.coordinator import doctor
 from halfmsg.coordinator.messages import Delivery, Kind
 from halfmsg.coordinator.service import groups
 from tests.support.factories import World, sequences
@@ -78,3 +81,59 @@ def test_p2_member_that_left_counts_no_more(world: World) -> None:
     world.store.run(groups.leave, groups.Leave("g", "b"))
     world.fetch(member="a")
     assert [place.owner for place in world.store.tx.places(1)] == ["a", "a"]
+
+
+def over_http(world: World, count: int = 100) -> list[Delivery]:
+    """A fetch whose answer may be lost, and repeated by its caller under the same name."""
+    return world.fetch(count=count, member="m", may_be_lost=True)
+
+
+def test_p7_repeat_of_a_fetch_whose_answer_was_lost_does_not_go_past_it(world: World) -> None:
+    """1 was handed out and never arrived: 2 waits until 1 has come again, while another key goes on."""
+    ordered(world, 0)
+    world.sequence(1)
+    assert sequences(over_http(world)) == [1]  # lost
+    world.sequence(2)
+    world.sequence(1, key="other")
+    world.sequence(3)
+    assert [(each.row.key, each.row.seq) for each in over_http(world)] == [(b"other", 1)]
+    assert over_http(world) == []
+    world.later(30)
+    world.expire()
+    world.later(1)
+    seen = []
+    while given := over_http(world):
+        seen += [each.row.seq for each in given if each.row.key == b"k"]
+        world.ack(*given)
+    assert seen == [1, 2, 3]
+
+
+@pytest.mark.parametrize("answer", ["ack", "nack", "reject"])
+def test_p2_what_waits_behind_an_answer_comes_when_it_is_settled(world: World, answer: str) -> None:
+    """Whatever becomes of the one in hand, the key goes on, in order."""
+    ordered(world, 0)
+    world.sequence(1)
+    [first] = over_http(world)
+    for number in (2, 3, 4):
+        world.sequence(number)
+    assert over_http(world) == []
+    world.settle(answer, first)
+    world.later(10)
+    seen = []
+    while given := over_http(world):
+        seen += sequences(given)
+        world.ack(*given)
+    assert seen == ([1] if answer == "nack" else []) + [2, 3, 4]
+    assert [finding.name for finding in doctor.run(world.store.backend._conn) if not finding.ok] == []  # type: ignore[attr-defined]
+
+
+def test_p9_several_of_a_key_go_out_in_one_answer(world: World) -> None:
+    """Who settles what it has before it asks again pays nothing: no row is made for any of them."""
+    world.ack(*ordered(world, 6))
+    for number in range(7, 13):
+        world.sequence(number)
+    given = over_http(world, 4)
+    assert sequences(given) == [7, 8, 9, 10]
+    world.ack(*given)
+    assert sequences(over_http(world)) == [11, 12]
+    assert world.store.tx.all("SELECT 1 FROM retry") == []

@@ -197,6 +197,27 @@ def test_p5_contrary_verdict_after_a_force_is_listed(world: World) -> None:
     assert [row[3:6] for row in _dump(world)["conflict"]] == [("rolled_back", "committed", "check_back")]
 
 
+def test_p5_rollback_said_after_a_forced_commit_is_listed(world: World) -> None:
+    """The operator guessed wrong and the messages are out: the producer hears of it, and so must the operator."""
+    world.topic()
+    id = parked_transaction(world).tx.id
+    world.force(id, commit=True)
+    for _ in range(2):
+        with pytest.raises(Problem, match="decided_otherwise"):
+            world.rollback(id)
+    assert [row[3:6] for row in _dump(world)["conflict"]] == [("committed", "rollback", "producer")]
+
+
+def test_p5_other_numbers_said_after_a_forced_commit_are_listed(world: World) -> None:
+    """The number that the operator gave is another message's."""
+    world.topic("seq", Kind.SEQUENCE)
+    parked = parked_transaction(world, new_message("seq", key="k"))
+    world.force(parked.tx.id, commit=True, numbers=(1,))
+    with pytest.raises(Problem, match="content_differs"):
+        world.commit(parked, numbers=(2,))
+    assert [row[3:6] for row in _dump(world)["conflict"]] == [("committed", "commit", "producer")]
+
+
 # --- who speaks, and the door ---
 
 

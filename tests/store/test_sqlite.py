@@ -26,6 +26,9 @@ Q = Queries("sqlite")
 
 EXCEPTIONS = {
     "okey_drain_next": "SCAN okey USING INDEX okey_drain: the partial index holds the draining keys only",
+    "source_any_tx_ever": "SCAN tx: when an operator removes a producer, and no further than the first one of it",
+    "topic_any_prepared": "SCAN t USING INDEX tx_due: the partial index holds what is prepared only",
+    "topic_any_parked": "SCAN t USING INDEX tx_parked: the partial index holds what is parked only",
     "source_any_tx": "COMPOUND QUERY: its two halves are one look-up each",
 }
 """name: why its plan may have a SCAN. Each must be in the file, and each must still scan."""

@@ -150,10 +150,11 @@ class World:
     # --- deliveries ---
 
     def fetch(
-        self, group: str = "g", count: int = 100, *, member: str | None = None, lease_s: float | None = None, inbox: bytes | None = None
-    ) -> list[Delivery]:
+        self, group: str = "g", count: int = 100, *, member: str | None = None, lease_s: float | None = None, inbox: bytes | None = None,
+        may_be_lost: bool = False,
+    ) -> list[Delivery]:  # fmt: skip
         lease_ms = None if lease_s is None else int(lease_s * 1000)
-        return self.store.run(fetching.fetch, Fetch(group, count, lease_ms, member, inbox))  # type: ignore[no-any-return]
+        return self.store.run(fetching.fetch, Fetch(group, count, lease_ms, member, inbox, may_be_lost))  # type: ignore[no-any-return]
 
     def settle(self, what: str, *hand: Delivery | str, group: str = "g", reason: str = "no", **more: Any) -> list[ItemResult]:
         tokens = [each if isinstance(each, str) else each.token for each in hand]

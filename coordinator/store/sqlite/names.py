@@ -73,6 +73,9 @@ class Names(Connected):
     def topic_has_keys(self, topic: int) -> bool:
         return self.one(Q.okey_any_of_topic, topic) is not None
 
+    def topic_has_undecided(self, topic: int) -> bool:
+        return any(self.one(sql, topic) is not None for sql in (Q.topic_any_prepared, Q.topic_any_parked))
+
     def topics_after(self, name: str, limit: int) -> list[Topic]:
         return [topic_of(row) for row in self.all(Q.topic_page, name, limit)]
 
@@ -122,6 +125,9 @@ class Names(Connected):
 
     def source_has_undecided(self, source: int) -> bool:
         return self.one(Q.source_any_tx, source, source) is not None
+
+    def source_has_transactions(self, source: int) -> bool:
+        return self.one(Q.source_any_tx_ever, source) is not None
 
     def open_count(self, source: int) -> int:
         count = self.memory.open_counts.get(source)

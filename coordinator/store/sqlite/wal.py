@@ -114,9 +114,8 @@ class _Scan:
     """One walk over the frames of one life of the log (its salts)."""
 
     def __init__(self, fd: int, size: int, head: bytes) -> None:
-        magic, _, page, _ = struct.unpack(">IIII", head[:16])
-        self.fd, self.order, self.salts = fd, _MAGICS[magic], head[16:24]
-        self.page = page
+        self.fd, self.order, self.salts = fd, _MAGICS[int.from_bytes(head[:4], "big")], head[16:24]
+        self.page = int.from_bytes(head[8:12], "big")
         self.frames = (size - HEADER) // (FRAME + page)
         self.sums = struct.unpack(">II", head[24:32])
         self.committed = self.valid = 0

@@ -127,6 +127,7 @@ def test_open_count_follows_prepare_decide_and_park(store: Store) -> None:
     assert store.tx.source_has_undecided(1) is True
     store.do(lambda tx: tx.decide(third, State.ROLLED_BACK, 5, By.PRODUCER, None))
     assert (store.tx.open_count(1), store.tx.source_has_undecided(1)) == (0, False)
+    assert (store.tx.source_has_transactions(1), store.tx.source_has_transactions(3)) == (True, False)
 
 
 @pytest.mark.parametrize("after", ["restart", "rollback"])

@@ -12,6 +12,10 @@ SELECT id, name, kind, lanes, policy FROM topic WHERE id = ?;
 UPDATE topic SET policy = ? WHERE id = ?;
 -- name: topic_delete
 DELETE FROM topic WHERE id = ?;
+-- name: topic_any_prepared
+SELECT 1 FROM tx t INDEXED BY tx_due CROSS JOIN message x ON x.m BETWEEN t.n << 10 AND (t.n << 10) + 1023 WHERE t.state = 0 AND +x.topic = ? LIMIT 1;
+-- name: topic_any_parked
+SELECT 1 FROM tx t INDEXED BY tx_parked CROSS JOIN message x ON x.m BETWEEN t.n << 10 AND (t.n << 10) + 1023 WHERE t.state = 3 AND +x.topic = ? LIMIT 1;
 -- name: topic_page
 SELECT id, name, kind, lanes, policy FROM topic WHERE ns = 1 AND name > ? ORDER BY name LIMIT ?;
 -- name: lane_insert
@@ -46,6 +50,8 @@ DELETE FROM source WHERE id = ?;
 SELECT id, name, db_id, incarnation, frozen, settled_told, forgotten_before, check_url, dialect, secret, said_hello FROM source WHERE ns = 1 AND name > ? ORDER BY name LIMIT ?;
 -- name: source_any_tx
 SELECT 1 FROM tx WHERE source = ? AND state = 0 UNION ALL SELECT 1 FROM tx WHERE source = ? AND state = 3 LIMIT 1;
+-- name: source_any_tx_ever
+SELECT 1 FROM tx WHERE source = ? LIMIT 1;
 -- name: source_open_count
 SELECT count(*) FROM tx WHERE source = ? AND state = 0;
 
