@@ -116,7 +116,7 @@ class _Scan:
     def __init__(self, fd: int, size: int, head: bytes) -> None:
         self.fd, self.order, self.salts = fd, _MAGICS[int.from_bytes(head[:4], "big")], head[16:24]
         self.page = int.from_bytes(head[8:12], "big")
-        self.frames = (size - HEADER) // (FRAME + page)
+        self.frames = (size - HEADER) // (FRAME + self.page)
         self.sums = struct.unpack(">II", head[24:32])
         self.committed = self.valid = 0
         self.pages: set[int] = set()
