@@ -17,6 +17,7 @@ MARKS = {
     "clock_forward": "the coordinator's clock jumped forward",
     "clock_back": "the coordinator's clock jumped back",
     "rows_instead_of_half": "the coordinator did not answer in time, and the bodies went by rows (R2)",
+    "said_twice": "an operation arrived a second time, after others",
     "repeated_content": "content arrived a second time",
     "decision_refused": "a decision was refused",
     "verdict_committed": "a check-back brought: committed",
@@ -45,4 +46,4 @@ MARKS = {
     "wall": "two nodes could not reach each other",
     "cut": "all connections of a node were cut",
     "slow_network": "the network was slow",
-} | {f"failpoint_{name}": f"killed at {name}" for name in failpoints.NAMES}
+} | {f"failpoint_{name}": f"killed at {name}" for name in (*failpoints.NAMES, "checkpointed")}
