@@ -128,6 +128,21 @@ def test_p8_damaged_backup_is_refused_whichever_row_it_is(path: Path, tmp_path: 
     assert refused >= 5  # most of a small file is the free end of some fifty pages
 
 
+@pytest.mark.parametrize("value", [b"whsec_c3Nz", b"127.0.0.1:1/check", b'"lease_ms":30000', b"tx.park"])
+def test_p8_backup_is_refused_for_a_value_that_only_its_digest_sees(path: Path, tmp_path: Path, value: bytes) -> None:
+    """A secret, an address, a policy, an audited act: no index, no invariant and no message's digest has them."""
+    filler = Filler(path, 4)
+    filler.some(60)
+    filler.store.close()
+    _back_up(path, tmp_path / "b")
+    _spoil(tmp_path / "b", (tmp_path / "b").read_bytes().index(value) + len(value) - 1)
+    with closing(sqlite3.connect(tmp_path / "b")) as conn:
+        assert [each for each in doctor.run(conn, sample=10_000, integrity=True) if not each.ok] == [], "this is seen without the digest"
+    with pytest.raises(StartError, match="rows are not what was written"):
+        _restore(tmp_path / "b", tmp_path / "new.db")
+    assert not (tmp_path / "new.db").exists()
+
+
 def test_restore_refuses_what_is_there_and_keeps_it_aside_when_told(path: Path, tmp_path: Path) -> None:
     """The old one opens under its new name, with all that was in its log."""
     filler = Filler(path, 5)
