@@ -299,6 +299,7 @@ def test_a_damaged_log_is_gone_on_without_only_by_name(path: Path, tmp_path: Pat
         _restore(killed, tmp_path / "other.db")
     done = _restore(killed, killed, replace=True, accept_loss=True)
     assert done.backup_at is None and done.aside is not None and Path(done.aside + "-wal").exists()
+    assert done.stands_at == START_MS, "what is lost is of after the newest that can be read, not of after the restore"
     open_sqlite(killed).close()
     assert _findings(killed) == []
 
