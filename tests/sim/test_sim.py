@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.sim.ledger import Ledger
-from tests.sim.marks import MARKS
+from tests.sim.marks import MARKS, NEVER_MISSED, enough
 
 SEEDS = 300
 TIMEOUT_S = 840
@@ -39,6 +39,13 @@ def test_a_seed_replays_to_the_byte() -> None:
 def test_marks_have_a_meaning_each() -> None:
     assert all(meaning for meaning in MARKS.values())
     assert len(MARKS) >= 40
+    assert set(NEVER_MISSED) <= set(MARKS)
+
+
+@pytest.mark.parametrize(("missing", "ok"), [((), True), (("held",), True), (("gap_question_answered",), False), (tuple(MARKS)[-4:], False)])
+def test_a_set_of_seeds_that_met_too_little_fails(missing: tuple[str, ...], ok: bool) -> None:
+    """One rare path may be missed, not one of the named ones, and not more than a twentieth."""
+    assert enough(SEEDS, missing) is ok
 
 
 # --- the ledger sees what it is there for ---
