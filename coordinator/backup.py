@@ -28,6 +28,7 @@ from .store.sqlite.deliveries import Deliveries
 
 _PROGRESS_OPS: Final = 200_000
 _EVERY_BODY: Final = 1 << 40
+_PART: Final = ".halfmsg-part-"
 Progress = Callable[[str, float], None]
 """(what is being done, how much of it, 0 to 1)."""
 
@@ -62,10 +63,10 @@ class Restore(Struct, frozen=True):
 def backup(store: Path, target: Path, *, now_ms: int, version: str, progress: Progress) -> Backup:
     """Raises StartError; then nothing is left behind. Invariants that do not hold are `findings`: the copy is as good as the store."""
     _check_source(store)
+    _drop_stale(target.parent)
     if target.exists():
         raise StartError(f"{target} exists, and a backup overwrites nothing", "Name another file")
-    part = target.with_name(f".{target.name}.part-{os.getpid()}")
-    _drop_stale(target)
+    part = target.with_name(f".{target.name}{_PART}{os.getpid()}")
     try:
         _copy(store, part, progress)
         made = _describe(part, target, now_ms, version, progress)
@@ -286,10 +287,9 @@ def _sync_folder(path: Path) -> None:
         os.close(fd)
 
 
-def _drop_stale(target: Path) -> None:
-    """Parts of backups whose process was killed."""
-    for each in target.parent.glob(f".{target.name}.part-*"):
+def _drop_stale(folder: Path) -> None:
+    """Parts of backups whose process was killed, whatever their names: those of last night's had another one."""
+    for each in folder.glob(f".*{_PART}*"):
         pid = each.name.rpartition("-")[2]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():
             _remove(each)
-

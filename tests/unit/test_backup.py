@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -64,7 +66,7 @@ def test_p2_backup_of_a_store_at_work_is_one_moment_of_it(path: Path, tmp_path: 
     told = dict(found.pop("backup"))
     assert found == expected
     assert (told["at"], told["rows"], made.rows, made.findings) == (START_MS, made.rows, sum(map(len, expected.values())), ())
-    assert not list(tmp_path.glob(".b.part*"))
+    assert not list(tmp_path.glob(".*part*"))
 
 
 def test_backup_overwrites_nothing_and_leaves_nothing(path: Path, tmp_path: Path) -> None:
@@ -76,6 +78,28 @@ def test_backup_overwrites_nothing_and_leaves_nothing(path: Path, tmp_path: Path
             _back_up(store, target)
     assert (tmp_path / "b").read_text() == "mine"
     assert not list(tmp_path.glob(".*part*")) and not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("step", ["_copy", "_describe", "_make_durable", "_take_name"])
+def test_p2_backup_killed_after_each_step_is_whole_or_not_there(path: Path, tmp_path: Path, step: str) -> None:
+    """kill -9: no half of a backup has its name, and the next one, of another name, clears what is left."""
+    Filler(path, 3).store.close()
+    pid = os.fork()
+    if not pid:
+        try:
+            real = getattr(copies, step)
+            setattr(copies, step, lambda *args: (real(*args), os.kill(os.getpid(), signal.SIGKILL)))
+            _back_up(path, tmp_path / "b")
+        finally:
+            os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    assert list(tmp_path.glob(".*part*"))
+    assert (tmp_path / "b").exists() is (step == "_take_name")
+    _back_up(path, tmp_path / "c")
+    assert not list(tmp_path.glob(".*part*"))
+    for each in tmp_path.glob("[bc]"):
+        _restore(each, tmp_path / f"{each.name}.db")
+        assert _findings(tmp_path / f"{each.name}.db") == []
 
 
 def test_p8_backup_of_a_damaged_store_is_refused(path: Path, tmp_path: Path) -> None:
