@@ -13,10 +13,10 @@ FAST   ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo test lint fmt types cover bench kill-test model sim soak prove sizes states ci wheel clean kill-matrix order-test power-test io-test flip-test mutants
+.PHONY: help venv demo test lint fmt types cover bench kill-test model sim soak prove sizes states ci wheel clean kill-matrix kill-moments order-test power-test io-test flip-test mutants
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "halfmsg needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -59,13 +59,18 @@ kill-test: $(STAMP)  ## kill -9 at random moments, then check the books  (CYCLES
 kill-matrix: $(STAMP)  ## a kill at each fail point of each operation  (ROUNDS=1 SEED=)
 	@$(PY) -m tests.kill.matrix --rounds $(or $(ROUNDS),1) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
+kill-moments: $(STAMP)  ## kill -9 in first start, start, checkpoint and stop  (TIMES=100 SEED=)
+	@$(PY) -m tests.kill.moments --times $(or $(TIMES),100) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
 order-test: $(STAMP)  ## ordered effects over kills, pauses and nacks  (EFFECTS=20000 SEED=)
 	@$(PY) -m tests.kill.order --effects $(or $(EFFECTS),20000) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
 power-test: $(STAMP)  ## disks as power cuts would leave them, each opened and judged  (IMAGES=50000 SEED=)
 	@$(PY) -m tests.disk.power --images $(IMAGES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 io-test: $(STAMP)  ## the n-th call on the store's files fails, for every kind and n  (ARGS="--step 5")
 	@$(PY) -m tests.disk.life $(if $(SEED),--seed $(SEED)) $(ARGS)
+
 flip-test: $(STAMP)  ## bits flipped and ends cut in a stopped store  (FLIPS=2000 SEED=)
 	@$(PY) -m tests.corruption.flips --flips $(FLIPS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
@@ -85,6 +90,7 @@ prove: $(STAMP)  ## all proofs at full length, one after the other: many hours
 	@$(MAKE) --no-print-directory model
 	@$(MAKE) --no-print-directory mutants
 	@$(MAKE) --no-print-directory kill-matrix ROUNDS=20
+	@$(MAKE) --no-print-directory kill-moments TIMES=200
 	@$(MAKE) --no-print-directory power-test IMAGES=50000
 	@$(MAKE) --no-print-directory io-test
 	@$(MAKE) --no-print-directory flip-test FLIPS=2000

@@ -23,7 +23,7 @@ import urllib.request
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psutil
 
@@ -72,9 +72,16 @@ def fill_cache(url: str) -> None:
         _call(url, "POST", "/v1/topics/warm-up/messages", {"data": "x" * 1_000_000})
 
 
-def _call(url: str, method: str, path: str, body: object) -> None:
-    request = urllib.request.Request(url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}, method=method)
-    urllib.request.urlopen(request, timeout=30).close()
+def _call(url: str, method: str, path: str, body: object = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url + path, data, {"Content-Type": "application/json"}, method=method)
+    with urllib.request.urlopen(request, timeout=600) as answer:
+        return json.load(answer)
+
+
+def unsound(url: str) -> list[str]:
+    """Invariants that do not hold at the end; one whose tables are too long for its limit of work says nothing."""
+    return [f"{item['name']}: {item['rows'][:2]}" for item in _call(url, "GET", "/v1/doctor")["items"] if item["ok"] is False]
 
 
 async def soak(url: str, pid: int, store: Path, minutes: float, rate: float | None) -> list[Sample]:
@@ -134,7 +141,8 @@ def slopes(samples: list[Sample]) -> list[str]:
     return [f"{name:<12}{line.per_s * 60:>14,.1f} a minute  ±{line.error * 60:,.1f}" for name, line in lines.items()]
 
 
-def run(minutes: float, rate: float | None) -> list[Sample]:
+def run(minutes: float, rate: float | None) -> tuple[list[Sample], list[str]]:
+    """The samples, and what doctor finds when the load has ended."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -142,7 +150,8 @@ def run(minutes: float, rate: float | None) -> list[Sample]:
         store = Path(where) / "soak.db"
         with process(SERVER, address, os.fspath(store)) as child:
             fill_cache(f"http://{address}")
-            return asyncio.run(soak(f"http://{address}", child.pid, store, minutes, rate))
+            samples = asyncio.run(soak(f"http://{address}", child.pid, store, minutes, rate))
+            return samples, unsound(f"http://{address}")
 
 
 def main() -> int:
@@ -153,11 +162,11 @@ def main() -> int:
     for label, text in machine().items():
         print(f"{label:<12}{text}")
     print(f"{'settings':<12}{args.minutes:g} min, 300 B bodies, one topic, one group")
-    samples = run(args.minutes, args.rate)
+    samples, findings = run(args.minutes, args.rate)
     print(f"\nfirst  {_line(samples[0])}\nlast   {_line(samples[-1])}\n" + "\n".join(slopes(samples)))
     print(f"bytes in the file a message: {samples[-1].db / max(samples[-1].acked, 1):,.0f} (nothing is purged yet)")
-    wrong = judge(samples)
-    print("\n".join(f"NOT FLAT  {line}" for line in wrong) or "flat")
+    wrong = [f"NOT FLAT  {line}" for line in judge(samples)] + [f"UNSOUND  {line}" for line in findings]
+    print("\n".join(wrong) or "flat, and sound")
     return 1 if wrong else 0
 
 

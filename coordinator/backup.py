@@ -28,6 +28,7 @@ from .store.sqlite.deliveries import Deliveries
 
 _PROGRESS_OPS: Final = 200_000
 _EVERY_BODY: Final = 1 << 40
+_PART: Final = ".halfmsg-part-"
 Progress = Callable[[str, float], None]
 """(what is being done, how much of it, 0 to 1)."""
 
@@ -50,6 +51,8 @@ class Restore(Struct, frozen=True):
     rows: int
     backup_at: int | None
     """None: the file was no backup; it stands where its last commit is."""
+    stands_at: int
+    """What was acknowledged after this time is not in it: that of the backup, or the newest that could be read."""
     restored_at: int
     undecided: int
     taken_back: int
@@ -60,10 +63,10 @@ class Restore(Struct, frozen=True):
 def backup(store: Path, target: Path, *, now_ms: int, version: str, progress: Progress) -> Backup:
     """Raises StartError; then nothing is left behind. Invariants that do not hold are `findings`: the copy is as good as the store."""
     _check_source(store)
+    _drop_stale(target.parent)
     if target.exists():
         raise StartError(f"{target} exists, and a backup overwrites nothing", "Name another file")
-    part = target.with_name(f".{target.name}.part-{os.getpid()}")
-    _drop_stale(target)
+    part = target.with_name(f".{target.name}{_PART}{os.getpid()}")
     try:
         _copy(store, part, progress)
         made = _describe(part, target, now_ms, version, progress)
@@ -93,7 +96,7 @@ def _restore(source: Path, store: Path, *, replace: bool, accept_loss: bool, now
     try:
         about = _judge_source(source, accept_loss, progress)
         _copy(source, part, progress)
-        begun, rows, undecided = _begin_again(part, source, about.get("at") or now_ms, now_ms)
+        begun, stands_at, rows, undecided = _begin_again(part, source, about.get("at"), now_ms)
         findings = _judge_copy(part, accept_loss, progress)
         _make_durable(part, (source if source.exists() else store).stat().st_mode & 0o777)
     except BaseException:
@@ -104,8 +107,8 @@ def _restore(source: Path, store: Path, *, replace: bool, accept_loss: bool, now
         leftover.unlink(missing_ok=True)  # empty: a reader's log and its index
     part.rename(store)
     _sync_folder(store)
-    backup_at = about.get("at")
-    return Restore(str(store), rows, backup_at, now_ms, undecided, begun.taken_back, None if aside is None else str(aside), findings)
+    kept = None if aside is None else str(aside)
+    return Restore(str(store), rows, about.get("at"), stands_at, now_ms, undecided, begun.taken_back, kept, findings)
 
 
 # --- the source ---
@@ -205,21 +208,24 @@ def _digest(conn: sqlite3.Connection, progress: Progress) -> tuple[str, int]:
     return hashed.hexdigest(), rows
 
 
-def _begin_again(part: Path, source: Path, backup_at: int, now_ms: int) -> tuple[restoring.Begun, int, int]:
+def _begin_again(part: Path, source: Path, backup_at: int | None, now_ms: int) -> tuple[restoring.Begun, int, int, int]:
+    """(what was begun, as of which time it stands, rows, undecided ones)."""
     with closing(file.connect(part, "FULL")) as conn, _told(part):
         conn.execute(f"DROP TABLE IF EXISTS {file.BACKUP_TABLE}")
         file.migrate(conn, part, now_ms)
         tx = Deliveries(conn, Env(Settings()))
         conn.execute("BEGIN IMMEDIATE")
-        tx.now = now = max(now_ms, tx.counter("now"))  # never back (R19)
-        begun = restoring.begin_again(tx, now, restoring.BeginAgain(backup_at, source.name))
+        newest = tx.counter("now")
+        tx.now = now = max(now_ms, newest)  # never back (R19)
+        stands_at = newest if backup_at is None else backup_at
+        begun = restoring.begin_again(tx, now, restoring.BeginAgain(stands_at, source.name))
         tx.flush()
         conn.execute("COMMIT")
         tables = [row[0] for row in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()]
         rows = sum(conn.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0] for name in tables)
         undecided = conn.execute("SELECT count(*) FROM tx WHERE state IN (0, 3)").fetchone()[0]
         conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    return begun, rows, undecided
+    return begun, stands_at, rows, undecided
 
 
 # --- files ---
@@ -281,10 +287,9 @@ def _sync_folder(path: Path) -> None:
         os.close(fd)
 
 
-def _drop_stale(target: Path) -> None:
-    """Parts of backups whose process was killed."""
-    for each in target.parent.glob(f".{target.name}.part-*"):
+def _drop_stale(folder: Path) -> None:
+    """Parts of backups whose process was killed, whatever their names: those of last night's had another one."""
+    for each in folder.glob(f".*{_PART}*"):
         pid = each.name.rpartition("-")[2]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():
             _remove(each)
-

@@ -61,7 +61,7 @@ def restore(source: Path, store: Path, replace: bool, accept_loss: bool, as_json
         click.echo(f"{done.store}  {done.rows} rows  {stands}  {done.undecided} undecided  {done.taken_back} taken back from consumers")
         if done.aside is not None:
             click.echo(f"the old store is kept: {done.aside}")
-        since = _time(done.backup_at or done.restored_at)
+        since = _time(done.stands_at)
         click.echo(f"What was acknowledged after that is not in it. Start it, then at each producer: halfmsg outbox resend URL --since {since}")
         click.echo("See: halfmsg key ls (numbers that are missing), halfmsg doctor (what came again)")
     _tell(done.findings, "not everything holds; see above before you start it")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
 import pytest
 import pytest_asyncio
 
+from halfmsg.coordinator import engine
 from halfmsg.coordinator.watchdog import Watchdog
 from tests.support import serving
 from tests.support.serving import Served, eventually
@@ -90,6 +93,16 @@ async def test_a_stuck_writer_is_logged_with_its_stack_counted_and_not_ready(ser
     assert stalls(served, "loop") == 0
 
 
+async def test_a_writer_that_does_not_answer_is_not_ready_before_it_counts_as_stuck(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody watches here: the probe has a limit of its own."""
+    monkeypatch.setattr(engine, "STORAGE_ANSWERS_S", 0.05)
+    served.coordinator.engine.watchdog.stop()
+    with held_writer(served):
+        async with served.session.get(served.url + "/readyz?verbose") as answer:
+            assert (answer.status, "[-]storage failed" in await answer.text()) == (503, True)
+    assert served.coordinator.engine.watchdog.stuck == ()
+
+
 async def test_a_blocked_loop_is_logged_with_its_stack_and_measured(served: Served, caplog: pytest.LogCaptureFixture) -> None:
     """The stack shows who blocked it, and the lag histogram the time, whenever it came."""
     with caplog.at_level(logging.WARNING, "halfmsg.watchdog"):
@@ -118,6 +131,25 @@ def test_a_process_that_was_stopped_is_no_stall() -> None:
     assert (told, dog.stuck) == ([], ())
     dog.look(0.6)
     assert (told, dog.stuck) == (["part"], ("part",))
+
+
+def test_time_in_which_the_watchdog_stood_still_itself_is_not_counted() -> None:
+    """A hundred seconds pass between two of its looks, and what it watches goes on with each second look."""
+    told: list[str] = []
+    looks, hours, enough = itertools.count(), itertools.count(), threading.Event()
+    dog = Watchdog(0.2, told.append)
+
+    def progress() -> int:
+        if (look := next(looks)) == 8:
+            enough.set()
+        return look // 2
+
+    dog.watch("part", threading.get_ident(), progress)
+    dog._clock = SimpleNamespace(monotonic=lambda: next(hours) * 100.0)  # type: ignore[assignment]
+    dog.start()
+    assert enough.wait(20)
+    dog.stop()
+    assert told == []
 
 
 @pytest.mark.parametrize("topic", ["a", "u"])

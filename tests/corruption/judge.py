@@ -1,4 +1,7 @@
-"""What a coordinator makes of a damaged store, judged by the record alone: refused, or everything in it accounted for byte for byte."""
+"""What a coordinator makes of a damaged store, judged by the record alone: refused, or everything in it accounted for byte for byte.
+
+Where it found nothing amiss, its invariants must hold as well.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 
 from msgspec import MsgspecError
 
+from halfmsg.coordinator import doctor
 from halfmsg.coordinator.errors import Problem, StartError
 from halfmsg.coordinator.store.base import RowDamaged, StoreBroken
 from tests.corruption.content import KEYS, Record, Sent
@@ -80,6 +84,9 @@ def _work(store: Store, record: Record) -> Verdict:
         for id in record.due[group] - got[group]:
             if not listed & {id, record.sent[id].key or b"-", b"lane"}:
                 wrong.append(f"silent: {group} never got {id.hex()}, and no list has it")
+    if not listed:
+        conn = store.backend.tx.conn  # type: ignore[attr-defined]
+        wrong += [f"unsound: {each.name} {each.rows[:1]}" for each in doctor.run(conn, integrity=True) if not each.ok]
     return Verdict("quarantined" if listed else "fine", wrong=wrong)
 
 

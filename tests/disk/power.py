@@ -2,7 +2,8 @@
 
 Each image is opened by the store's own code, as a start would, and judged: SQLite's integrity check, every invariant of doctor, and every
 answer that was given before the cut. An answer counts from the moment it is handed to the socket. `make power-test IMAGES=50000` is the
-long form; in the suite tests/disk/test_power.py draws a thousand, and shows that the same harness finds losses with `synchronous=NORMAL`.
+long form; in the suite tests/disk/test_power.py draws a thousand. Both draw some from a run with `synchronous=NORMAL` as well: it must
+lose answers, and must not be damaged. Else the harness is blind, and nothing that it says counts.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from tests.disk.processes import Stuck, Zygote
 from tests.disk.trace import Kind, Record
 
 PER_CUT: Final = 2
+CONTROL: Final = 500
+"""Images of the control."""
 WORKLOADS: Final = {
     # name: (steps a client, large bodies, pages between checkpoints)
     "mixed": (30, False, 20),
@@ -188,6 +191,7 @@ def main() -> int:
             _recordings.append(one)
             print(f"  {name:8} {len(one.records):6} calls, {one.count(Kind.SYNC, 'w')} syncs of the WAL, {one.resets} times begun anew, "
                   f"{len(one.told)} promises", flush=True)  # fmt: skip
+        blind = None if given.synchronous else _control(zygote, Path(folder), seed)
     slices = max(1, given.images // 250)
     work = [(i % len(_recordings), seed * 10_000 + i, given.images // slices + (i < given.images % slices)) for i in range(slices)]
     total = Result()
@@ -199,7 +203,19 @@ def main() -> int:
     print(f"{total.images} images, {total.facts} promises looked at, {total.lost} images with losses, {total.corrupt} corrupt; "
           f"{dict(total.ways)}; {time.monotonic() - started:.0f} s")  # fmt: skip
     print("\n".join(total.examples))
-    return 1 if total.lost or total.corrupt else 0
+    if blind is not None:
+        print(blind)
+    return 1 if total.lost or total.corrupt or blind is not None else 0
+
+
+def _control(zygote: Zygote, folder: Path, seed: int) -> str | None:
+    """What makes the run worth nothing, if anything does."""
+    recording = record(zygote, folder / "control", "mixed", seed, synchronous="NORMAL")
+    found = examine(recording, folder, seed, CONTROL)
+    print(f"  control, NORMAL: {found.images} images, {found.lost} with losses, {found.corrupt} corrupt", flush=True)
+    if not found.lost:
+        return "blind: the control has lost nothing"
+    return f"the control was damaged: {found.examples[0]}" if found.corrupt else None
 
 
 if __name__ == "__main__":

@@ -6,12 +6,14 @@ import asyncio
 import functools
 import resource
 import socket
+import uuid
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import psutil
 
+from tests.disk import power
 from tests.disk.load import PLAIN, PRODUCER
 from tests.disk.processes import Running, Zygote
 from tests.disk.responder import Responder
@@ -82,6 +84,8 @@ async def test_p9_coordinator_without_descriptors_serves_whom_it_has(zygote: Zyg
         await ws.close()
     responder.close()
     assert await asyncio.to_thread(one.stop) == 0
+    made = {uuid.UUID(int=1).bytes: True} | {uuid.UUID(int=id).bytes: False for id in range(1_000, 2_000)}
+    assert power.judge(one.store, [], made) == []
 
 
 async def _is_served(one: Running, session: aiohttp.ClientSession, ws: aiohttp.ClientWebSocketResponse) -> None:

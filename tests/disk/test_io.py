@@ -15,7 +15,7 @@ from halfmsg.coordinator.env import Env
 from halfmsg.coordinator.errors import Problem, StartError
 from halfmsg.coordinator.reader import Reader
 from halfmsg.coordinator.settings import Settings
-from halfmsg.coordinator.store.sqlite import file
+from halfmsg.coordinator.store.sqlite import file, sums, wal
 from tests.disk import life
 from tests.disk.life import Tally
 from tests.disk.processes import Zygote
@@ -69,7 +69,13 @@ def test_failing_fsync_finds_a_commit_that_is_not_checked(zygote: Zygote, folder
 
 @pytest.mark.parametrize(
     "fault",
-    [Fault("sync", 2, errno.EIO, on=True), Fault("write", 8, errno.ENOSPC, on=True), Fault("open", 1, errno.EIO), Fault("open", 2, errno.EMFILE)],
+    [
+        Fault("sync", 2, errno.EIO, on=True),
+        Fault("write", 8, errno.ENOSPC, on=True),
+        Fault("open", 1, errno.EIO),
+        Fault("open", 2, errno.EMFILE),
+        Fault("read", 1, errno.EIO),
+    ],
     ids=str,
 )
 def test_start_that_fails_on_the_disk_is_one_line(zygote: Zygote, folder: Path, fault: Fault) -> None:
@@ -77,6 +83,21 @@ def test_start_that_fails_on_the_disk_is_one_line(zygote: Zygote, folder: Path, 
     end = life.run(zygote, folder / "life", fault, SEED)
     assert (end.started, end.code, end.wrong) == (False, 1, [])
     assert len(end.said.strip().splitlines()) == 1, end.said
+
+
+@pytest.mark.parametrize(("module", "name"), [(wal, "inspect"), (sums, "of_file")], ids=["log", "file"])
+def test_start_that_cannot_read_its_files_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: object, name: str) -> None:
+    """A start looks at log and file before SQLite does: an error of the disk there is a line, and no damage."""
+    path = tmp_path / "store.db"
+    open_sqlite(path).close()
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    with monkeypatch.context() as patch, pytest.raises(StartError, match=r"cannot read .*store\.db: Input/output error.*Look at the disk"):
+        patch.setattr(module, name, fails)
+        open_sqlite(path)
+    open_sqlite(path).close()
 
 
 def test_file_that_cannot_be_opened_is_let_go(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`python -m tests.kill.moments`: kill -9 at random moments of what a coordinator does seldom: its first start, a start on a full store, a
+"""`make kill-moments TIMES=100`: kill -9 at random moments of what a coordinator does seldom: its first start, a start on a full store, a
 checkpoint, and the graceful stop under load. After the next start nothing that was acknowledged is gone, nothing that was refused is
 there, and doctor finds nothing. One seed draws the moments.
 """

@@ -1,4 +1,4 @@
-"""A few kills at random moments of start, checkpoint and stop; more with `python -m tests.kill.moments --times 100`."""
+"""A few kills at random moments of start, checkpoint and stop; more with `make kill-moments TIMES=100`."""
 
 from __future__ import annotations
 

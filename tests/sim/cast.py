@@ -26,21 +26,35 @@ URL = "http://127.0.0.1:7610"
 RAW = "raw"
 """A group that fetches without an inbox and acks late: its effects prove nothing, its tokens do."""
 CANCELLED = 0.1
+DOUBLED = 0.06
+DOUBLED_WITHIN_S = 8.0
 WORKERS = 2
 
 
 class SimRecorder(Recorder):
-    """Keeps what was acknowledged, for the operator to look for."""
+    """Keeps what was acknowledged, for the operator to look for. Some of what it says arrives twice, the second time after other things."""
 
-    def __init__(self, url: str, book: history.Writer, told: list[str]) -> None:
+    def __init__(self, url: str, book: history.Writer, world: World, chance: random.Random) -> None:
         super().__init__(url, book)
-        self.told = told
+        self.world, self.chance = world, chance
+        self._doubles: list[asyncio.Task[None]] = []
 
     async def op(self, op: Any, *, timeout: float | None = None, retry: bool = True) -> Any:
+        if self.chance.random() < DOUBLED:
+            self._doubles.append(asyncio.create_task(self._again(op, self.chance.uniform(0, DOUBLED_WITHIN_S))))
         answer = await super().op(op, timeout=timeout, retry=retry)
         if isinstance(answer, dict) and "state" in answer and isinstance(answer.get("id"), str):
-            self.told.append(answer["id"])
+            self.world.told.append(answer["id"])
         return answer
+
+    async def _again(self, op: Any, after_s: float) -> None:
+        """As a proxy that lost the answer would; nobody hears what comes of it, the ledger judges it."""
+        await asyncio.sleep(after_s)
+        try:
+            await Client.op(self, op, timeout=2.0)
+        except HalfmsgError:
+            return
+        self.world.mark("said_twice")
 
 
 class SimShop(Shop):
@@ -49,7 +63,7 @@ class SimShop(Shop):
     def __init__(self, world: World, name: str, process: str, seed: int) -> None:
         super().__init__(name, process, world.folder, URL, random.Random(seed), world.rate)
         self.world = world
-        self.client = SimRecorder(URL, self.book, world.told)
+        self.client = SimRecorder(URL, self.book, world, self.chance)
         self.outbox.client = self.client
 
     async def main(self) -> None:

@@ -6,6 +6,7 @@ It reads commands and answers, never the coordinator's tables, and has its own w
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 DECIDED = (1, 2)
@@ -16,6 +17,21 @@ Spot = tuple[str, ...]
 def spot_of(token: str) -> tuple[Spot, str]:
     grp, lane, lo, off, number = token.split(".")
     return (grp, lane, off), f"{lo}.{number}"
+
+
+@dataclass(slots=True)
+class Open:
+    """One ordered message in a member's hand, until `until` of the coordinator's time."""
+
+    group: str
+    member: str
+    token: str
+    until: int
+
+    @property
+    def run(self) -> str:
+        grp, lane, lo, _, number = self.token.split(".")
+        return f"{grp}.{lane}.{lo}.{number}"
 
 
 class Ledger:
@@ -29,6 +45,8 @@ class Ledger:
         self._states: dict[bytes, int] = {}
         self._handed: dict[Spot, str] = {}
         self._done: set[Spot] = set()
+        self._lanes: dict[tuple[str, str], dict[Spot, Open]] = {}
+        """What is open in each lane of an ordered topic, by group and lane."""
 
     def durable(self, name: str, command: Any, result: Any) -> None:
         """One command of a group that is committed, and its answer, whether or not it ever reached anybody."""
@@ -80,6 +98,50 @@ class Ledger:
             if delivery.missed:
                 self.marks["missed_named"] += 1
             self._handed[spot] = hand
+            if delivery.row.okey is not None:
+                self._one_hand(command, delivery, spot)
+
+    def _one_hand(self, command: Any, delivery: Any, spot: Spot) -> None:
+        """I8: what is open in an ordered lane is in one member's hand. Another gets of it only after a lease in it has ended."""
+        lane = self._lanes.setdefault(spot[:2], {})
+        others = {at: held for at, held in lane.items() if held.member != command.member}
+        if others and command.lease_ms is not None:
+            now = delivery.lease_until - command.lease_ms
+            if all(held.until > now for held in others.values()):
+                at, held = min(others.items())
+                self.wrong.append(
+                    f"two hands: {spot} of {delivery.group} for {command.member}, while {held.member} has {at} for {held.until - now} ms"
+                )
+        for at in others:
+            del lane[at]
+        lane[spot] = Open(delivery.group, command.member, delivery.token, delivery.lease_until)
+
+    def _on_extend(self, command: Any, result: Any) -> None:
+        if not isinstance(result, list):
+            return
+        for token, answer in zip(command.tokens, result, strict=True):
+            if answer.error is None and token.count(".") == 4:
+                grp, lane, lo, _, number = token.split(".")
+                for held in self._lanes.get((grp, lane), {}).values():
+                    if held.run == f"{grp}.{lane}.{lo}.{number}":
+                        held.until = max(held.until, answer.lease_until)
+
+    def _on_rejoin(self, command: Any, result: Any) -> None:
+        """What a member does not hold any more was lost with its connection, and given back."""
+        if isinstance(result, list):
+            kept = command.holding - set(result)
+            for lane in self._lanes.values():
+                for at, held in list(lane.items()):
+                    if (held.group, held.member) == (command.group, command.member) and held.token not in kept:
+                        del lane[at]
+
+    def _let_go(self, token: str) -> None:
+        spot, _ = spot_of(token)
+        self._lanes.get(spot[:2], {}).pop(spot, None)
+
+    def is_done(self, spot: Spot) -> bool:
+        """Was its ack taken?"""
+        return spot in self._done
 
     def _on_settle(self, command: Any, result: Any) -> None:
         if not isinstance(result, list):
@@ -99,6 +161,9 @@ class Ledger:
             self.marks[f"settled_{item.what}"] += 1
             if item.what == "ack":
                 self._done.add(spot)
+            self._let_go(item.token)
+            for token in answer.given_back:
+                self._let_go(token)
             if answer.given_back:
                 self.marks["given_back"] += 1
 

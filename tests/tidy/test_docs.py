@@ -29,6 +29,18 @@ def test_tests_named_on_the_reliability_page_exist() -> None:
     assert sorted(set(re.findall(r"\b(tests/[\w/]+\.py)", page)) - files) == []
 
 
+def test_proofs_named_on_the_reliability_page_are_verbs_of_make_and_none_is_left_out() -> None:
+    """What `make prove` runs has a line in its table, and a command that the page names can be typed."""
+    makefile = source.ROOT.joinpath("Makefile").read_text(encoding="utf-8")
+    page = source.ROOT.joinpath("docs/reliability.md").read_text(encoding="utf-8")
+    table = page.partition("## What runs it")[2].partition("\n## ")[0]
+    verbs = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
+    proofs = set(re.findall(r"\$\(MAKE\) --no-print-directory ([a-z-]+)", makefile))
+    assert len(proofs) > 8
+    assert sorted(set(re.findall(r"`make ([a-z-]+)", page)) - verbs) == []
+    assert sorted(proofs - set(re.findall(r"^\| `make ([a-z-]+)", table, re.MULTILINE))) == []
+
+
 def test_links_between_pages_lead_somewhere() -> None:
     """A relative link of a Markdown page is a file of the repository."""
     wrong = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -64,7 +66,7 @@ def test_p2_backup_of_a_store_at_work_is_one_moment_of_it(path: Path, tmp_path: 
     told = dict(found.pop("backup"))
     assert found == expected
     assert (told["at"], told["rows"], made.rows, made.findings) == (START_MS, made.rows, sum(map(len, expected.values())), ())
-    assert not list(tmp_path.glob(".b.part*"))
+    assert not list(tmp_path.glob(".*part*"))
 
 
 def test_backup_overwrites_nothing_and_leaves_nothing(path: Path, tmp_path: Path) -> None:
@@ -76,6 +78,28 @@ def test_backup_overwrites_nothing_and_leaves_nothing(path: Path, tmp_path: Path
             _back_up(store, target)
     assert (tmp_path / "b").read_text() == "mine"
     assert not list(tmp_path.glob(".*part*")) and not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("step", ["_copy", "_describe", "_make_durable", "_take_name"])
+def test_p2_backup_killed_after_each_step_is_whole_or_not_there(path: Path, tmp_path: Path, step: str) -> None:
+    """kill -9: no half of a backup has its name, and the next one, of another name, clears what is left."""
+    Filler(path, 3).store.close()
+    pid = os.fork()
+    if not pid:
+        try:
+            real = getattr(copies, step)
+            setattr(copies, step, lambda *args: (real(*args), os.kill(os.getpid(), signal.SIGKILL)))
+            _back_up(path, tmp_path / "b")
+        finally:
+            os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    assert list(tmp_path.glob(".*part*"))
+    assert (tmp_path / "b").exists() is (step == "_take_name")
+    _back_up(path, tmp_path / "c")
+    assert not list(tmp_path.glob(".*part*"))
+    for each in tmp_path.glob("[bc]"):
+        _restore(each, tmp_path / f"{each.name}.db")
+        assert _findings(tmp_path / f"{each.name}.db") == []
 
 
 def test_p8_backup_of_a_damaged_store_is_refused(path: Path, tmp_path: Path) -> None:
@@ -126,6 +150,21 @@ def test_p8_damaged_backup_is_refused_whichever_row_it_is(path: Path, tmp_path: 
         with closing(sqlite3.connect(tmp_path / "b")) as conn:
             assert {name: each for name, each in dump(conn).items() if name != "backup"} == rows
     assert refused >= 5  # most of a small file is the free end of some fifty pages
+
+
+@pytest.mark.parametrize("value", [b"whsec_c3Nz", b"127.0.0.1:1/check", b'"lease_ms":30000', b"tx.park"])
+def test_p8_backup_is_refused_for_a_value_that_only_its_digest_sees(path: Path, tmp_path: Path, value: bytes) -> None:
+    """A secret, an address, a policy, an audited act: no index, no invariant and no message's digest has them."""
+    filler = Filler(path, 4)
+    filler.some(60)
+    filler.store.close()
+    _back_up(path, tmp_path / "b")
+    _spoil(tmp_path / "b", (tmp_path / "b").read_bytes().index(value) + len(value) - 1)
+    with closing(sqlite3.connect(tmp_path / "b")) as conn:
+        assert [each for each in doctor.run(conn, sample=10_000, integrity=True) if not each.ok] == [], "this is seen without the digest"
+    with pytest.raises(StartError, match="rows are not what was written"):
+        _restore(tmp_path / "b", tmp_path / "new.db")
+    assert not (tmp_path / "new.db").exists()
 
 
 def test_restore_refuses_what_is_there_and_keeps_it_aside_when_told(path: Path, tmp_path: Path) -> None:
@@ -284,6 +323,7 @@ def test_a_damaged_log_is_gone_on_without_only_by_name(path: Path, tmp_path: Pat
         _restore(killed, tmp_path / "other.db")
     done = _restore(killed, killed, replace=True, accept_loss=True)
     assert done.backup_at is None and done.aside is not None and Path(done.aside + "-wal").exists()
+    assert done.stands_at == START_MS, "what is lost is of after the newest that can be read, not of after the restore"
     open_sqlite(killed).close()
     assert _findings(killed) == []
 
