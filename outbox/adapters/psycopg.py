@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import psycopg
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
 from ..effects import Abort, Begin, Check, Commit, Effect, Sql
@@ -26,10 +26,16 @@ def refuse_aborted(conn: Any) -> None:
 
 
 def is_open(conn: Any) -> bool:
-    status = conn.info.transaction_status
-    if status == TransactionStatus.IDLE or status == TransactionStatus.ACTIVE:  # in pipeline mode ACTIVE until a sync
-        return not conn.autocommit
-    return True
+    """To be asked after a sync: before it a pipeline's status is ACTIVE, whatever was sent."""
+    return conn.info.transaction_status != TransactionStatus.IDLE or not conn.autocommit
+
+
+PIPELINES: Final = psycopg.Pipeline.is_supported()
+
+
+def is_piped(conn: Any) -> bool:
+    """Inside the caller's `with conn.pipeline()`: rows and status are there only after a sync, and a nested pipeline is one."""
+    return PIPELINES and conn.pgconn.pipeline_status != PipelineStatus.OFF
 
 
 class PsycopgAdapter:
@@ -43,12 +49,14 @@ class PsycopgAdapter:
         if isinstance(effect, Sql):
             return self._run(effect.text, effect.args)
         if isinstance(effect, Check):
+            self._sync()
             if not is_open(self.conn):
                 raise NotInTransaction(NOT_OPEN)
         elif isinstance(effect, Begin):
             if self.conn.autocommit:
                 self._run("BEGIN ISOLATION LEVEL READ COMMITTED", ())
         elif isinstance(effect, Commit):
+            self._sync()
             refuse_aborted(self.conn)
             self.conn.commit()
         elif isinstance(effect, Abort):
@@ -58,14 +66,21 @@ class PsycopgAdapter:
     def _run(self, text: str, args: Any) -> list[Any]:
         with psycopg.Cursor(self.conn, row_factory=tuple_row) as cursor:
             cursor.execute(_text(text), args or None, prepare=False)
+            self._sync()
             return cursor.fetchall() if cursor.description else []
 
-    def _abort(self) -> None:
-        if self.conn.info.transaction_status == TransactionStatus.INTRANS:
-            try:
-                self._run(ABORT, ())
-            except psycopg.Error:
+    def _sync(self) -> None:
+        if is_piped(self.conn):
+            with self.conn.pipeline():
                 return
+
+    def _abort(self) -> None:
+        try:
+            self._sync()
+            if self.conn.info.transaction_status == TransactionStatus.INTRANS:
+                self._run(ABORT, ())
+        except psycopg.Error:
+            return
 
     def close(self) -> None:
         self.conn.close()
@@ -82,12 +97,14 @@ class AsyncPsycopgAdapter:
         if isinstance(effect, Sql):
             return await self._run(effect.text, effect.args)
         if isinstance(effect, Check):
+            await self._sync()
             if not is_open(self.conn):
                 raise NotInTransaction(NOT_OPEN)
         elif isinstance(effect, Begin):
             if self.conn.autocommit:
                 await self._run("BEGIN ISOLATION LEVEL READ COMMITTED", ())
         elif isinstance(effect, Commit):
+            await self._sync()
             refuse_aborted(self.conn)
             await self.conn.commit()
         elif isinstance(effect, Abort):
@@ -97,14 +114,21 @@ class AsyncPsycopgAdapter:
     async def _run(self, text: str, args: Any) -> list[Any]:
         async with psycopg.AsyncCursor(self.conn, row_factory=tuple_row) as cursor:
             await cursor.execute(_text(text), args or None, prepare=False)
+            await self._sync()
             return await cursor.fetchall() if cursor.description else []
 
-    async def _abort(self) -> None:
-        if self.conn.info.transaction_status == TransactionStatus.INTRANS:
-            try:
-                await self._run(ABORT, ())
-            except psycopg.Error:
+    async def _sync(self) -> None:
+        if is_piped(self.conn):
+            async with self.conn.pipeline():
                 return
+
+    async def _abort(self) -> None:
+        try:
+            await self._sync()
+            if self.conn.info.transaction_status == TransactionStatus.INTRANS:
+                await self._run(ABORT, ())
+        except psycopg.Error:
+            return
 
     async def close(self) -> None:
         await self.conn.close()
