@@ -13,6 +13,7 @@ from typing import Any, Final, overload
 from uuid import UUID
 
 from halfmsg.txclient import Delivery, Retry, UsageError
+from halfmsg.txclient._handlers import call_blocking
 
 from . import _clock, fence, inbox_rules
 from .adapters import adapter_of
@@ -118,7 +119,7 @@ class Inbox:
             whole = False
             try:
                 if run_sync(self._open(delivery), adapter):
-                    handler(delivery, adapter.conn)
+                    call_blocking(handler, delivery, adapter.conn)
                 run_sync(_commit(adapter), adapter)
                 whole = True
             except Exception:

@@ -116,6 +116,19 @@ async def test_handlers_words_are_told(server: StubServer, client: Client, error
         assert (server.ops[0]["op"], server.ops[0]["deliveries"]) == (op, [expected])
 
 
+async def test_p2_stop_iteration_of_a_sync_handler_is_a_nack(server: StubServer, client: Client) -> None:
+    """No future carries it out of a thread: unchanged it would keep the key, the place and the lease for ever."""
+    consumer = Consumer(client, "g")
+
+    @consumer.on("t")
+    def handle(msg: Delivery) -> None:
+        next(iter(()))
+
+    async with serving(server, consumer), asyncio.timeout(5):
+        await server.connections[0].send(deliver(wire(0)))
+        assert await told(server, 1) == ["nack t0"]
+
+
 async def test_other_exception_is_a_nack_with_type_text_and_place(server: StubServer, client: Client) -> None:
     """The attempt's record says what failed and where, in at most 1,000 characters."""
     consumer = Consumer(client, "g")

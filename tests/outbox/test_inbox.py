@@ -219,6 +219,18 @@ def _raise(error: Exception) -> None:
     raise error
 
 
+async def test_p2_handler_that_raises_stop_iteration_has_failed(side: Side) -> None:
+    """A `next` that finds nothing, in a thread: no future carries a StopIteration, so the delivery would be in hand for ever."""
+    if side.is_async:
+        pytest.skip("a coroutine cannot raise it")
+    delivery = unordered()
+    async with inbox_of(side) as inbox, asyncio.timeout(5):
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            await inbox.run(delivery, lambda delivery, conn: next(iter(())))
+        await inbox.run(delivery, effect(side))
+    assert side.count("business") == 1
+
+
 @pytest.mark.parametrize("ends", ["commit", "rollback"])
 async def test_handler_that_ends_its_transaction_is_an_error(side: Side, ends: str) -> None:
     """A handler that commits or rolls back by itself breaks the one commit: handler_ended_transaction."""
