@@ -13,7 +13,7 @@ from typing import Any, Final, overload
 from uuid import UUID
 
 from halfmsg.txclient import Delivery, Retry, UsageError
-from halfmsg.txclient._handlers import call_blocking
+from halfmsg.txclient._handlers import call_blocking, is_async
 
 from . import _clock, fence, inbox_rules
 from .adapters import adapter_of
@@ -75,7 +75,7 @@ class Inbox:
 
     async def run(self, delivery: Delivery, handler: Any, /) -> None:
         """Claim, handler, commit: one transaction. A duplicate returns without running; what the handler raises undoes all of it."""
-        if inspect.iscoroutinefunction(handler):
+        if is_async(handler):
             async with self._turn():
                 await self._run_async(delivery, handler)
         else:

@@ -231,6 +231,34 @@ async def test_p2_handler_that_raises_stop_iteration_has_failed(side: Side) -> N
     assert side.count("business") == 1
 
 
+class Booking:
+    """A handler that is an object."""
+
+    def __init__(self, side: Side) -> None:
+        self.side = side
+
+    async def __call__(self, delivery: Delivery, conn: Any) -> None:
+        await side_insert(self.side, conn, delivery.id)
+
+
+async def test_p2_object_with_an_async_call_is_a_handler(database: Side) -> None:
+    """Its coroutine is awaited: called as a `def` it would run nothing, and the claim would commit alone."""
+    async with inbox_of(database) as inbox:
+        await inbox.run(unordered(), Booking(database))
+    assert (database.count("business"), database.count("halfmsg_inbox")) == (1, 1)
+
+
+async def test_p2_handler_that_only_makes_a_coroutine_is_not_done(side: Side) -> None:
+    """A wrapper that forgot its `async`: the delivery fails and the claim is undone, so a mended one still does the work."""
+    delivery, booking = unordered(), Booking(side)
+    async with inbox_of(side) as inbox:
+        with pytest.raises(UsageError) as caught:
+            await inbox.run(delivery, lambda *given: booking(*given))  # noqa: PLW0108 - the wrapper is what is tested
+        assert (caught.value.code, side.count("halfmsg_inbox")) == ("wrong_colour", 0)
+        await inbox.run(delivery, effect(side))
+    assert side.count("business") == 1
+
+
 @pytest.mark.parametrize("ends", ["commit", "rollback"])
 async def test_handler_that_ends_its_transaction_is_an_error(side: Side, ends: str) -> None:
     """A handler that commits or rolls back by itself breaks the one commit: handler_ended_transaction."""
