@@ -49,6 +49,7 @@ class Home:
     async def take(self) -> AsyncAdapter:
         """A connection with no transaction open. Give it back with `give`."""
         self._after_fork()
+        await self._close_left()
         idle = self._idle.setdefault(asyncio.get_running_loop(), deque())
         if idle:
             return idle.pop()
@@ -91,6 +92,13 @@ class Home:
         finally:
             await self.give(adapter, broken=not whole)
 
+    async def _close_left(self) -> None:
+        """What loops that have ended left idle: a check-back that is answered without a loop of the service's has one of its own (P9)."""
+        with self._lock:
+            left = [self._idle.pop(loop) for loop in list(self._idle) if loop.is_closed()]
+        for adapter in [adapter for idle in left for adapter in idle]:
+            await adapter.close()
+
     async def _is_dirty(self, adapter: AsyncAdapter) -> bool:
         if adapter.dialect == "sqlite":
             return bool(adapter.conn.in_transaction)
@@ -126,7 +134,8 @@ class Home:
         self._installed = True
 
     async def aclose(self) -> None:
-        """Close the idle connections of this loop."""
+        """Close the idle connections of this loop, and of those that have ended."""
+        await self._close_left()
         idle = self._idle.pop(asyncio.get_running_loop(), deque())
         try:
             while idle:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import time
 from uuid import uuid4
 
-from halfmsg import Answer, Outbox, Verdict
+import msgspec
+
+from halfmsg import Answer, Outbox, Responder, Verdict
 from halfmsg.checkback import Question
 from halfmsg.checkback.answers import Missing
 
@@ -90,6 +94,20 @@ async def test_r28_replica_says_what_is_proven_and_leaves_the_rest_out(postgres:
     async with closing(Outbox(postgres.outbox().client, "orders", replica)) as outbox:
         answers = await outbox.decide([Question(str(uuid4()), 0, None), Question(there, 0, None)])
     assert list(answers) == [there]
+
+
+async def test_p9_questions_at_a_blocking_mount_leave_no_connections(database: Side) -> None:
+    """Under Flask, Django or WSGI each question is answered in a loop of its own: what it opened must not stay open behind it."""
+    async with closing(database.outbox()) as outbox:
+        responder = Responder(outbox)
+
+        def ask() -> int:
+            body = msgspec.json.encode({"type": "check", "transactions": [{"id": str(uuid4()), "mark": 0}]})
+            assert b"rolled_back" in responder.answer_sync({}, body).body
+            return len(os.listdir("/proc/self/fd"))
+
+        opened = [await asyncio.to_thread(ask) for _ in range(6)]
+    assert opened[-1] <= opened[0]
 
 
 async def test_r5_holder_of_a_number_is_named(database: Side) -> None:
