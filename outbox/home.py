@@ -205,9 +205,9 @@ class Home:
     def _after_fork(self) -> None:
         """A connection must not cross a fork: the child forgets its parent's and opens its own."""
         if self._pid != os.getpid():
-            self._pid = os.getpid()
             _PARENTS.append((self._idle, self._idle_sync))  # kept, not closed: the file or socket is the parent's
             self._idle, self._idle_sync, self._lock = {}, deque(), threading.Lock()
+            self._pid = os.getpid()  # last: another thread that sees it takes from what is ours
 
 
 _PARENTS: list[object] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -12,8 +13,8 @@ import pytest_asyncio
 
 from halfmsg import Client, Message, Outbox, UsageError
 from halfmsg.coordinator.app import Coordinator
-from halfmsg.outbox import admin
-from halfmsg.outbox.effects import Sql
+from halfmsg.outbox import admin, home
+from halfmsg.outbox.effects import Sql, SyncAdapter
 from halfmsg.outbox.fence import Attempt
 from halfmsg.outbox.home import Home
 from halfmsg.outbox.relay import Relay, is_refusal, lane_of
@@ -36,8 +37,8 @@ async def make(database: Side) -> AsyncIterator[Make]:
         return Relay(client, "orders", outbox._home, outbox._source or b"")
 
     yield one
-    for home in homes:
-        await home.aclose()
+    for each in homes:
+        await each.aclose()
 
 
 @pytest_asyncio.fixture
@@ -280,6 +281,32 @@ def test_fork_shares_no_connection(side: Side) -> None:
         assert tx.publish("s", "parent again", key="k").sequence == 3
     outbox._home.close_sync()
     assert side.counts() == (0, 3, 3)
+
+
+def test_fork_shares_no_connection_with_a_second_thread_of_the_child(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads of a child come at once: while the first forgets the parent's connections, the second must not get one of them."""
+    if side.is_async:
+        pytest.skip("the async path belongs to one loop, which does not survive a fork")
+    ours = Home(side.url, "halfmsg_")
+    parents = ours.take_sync()
+    ours.give_sync(parents)
+    got: list[SyncAdapter] = []
+    first = threading.current_thread()
+
+    class Between(list[object]):
+        def append(self, kept: object) -> None:
+            if threading.current_thread() is first:
+                second = threading.Thread(target=lambda: got.append(ours.take_sync()))
+                second.start()
+                second.join()
+            super().append(kept)
+
+    monkeypatch.setattr(home, "_PARENTS", Between())
+    ours._pid = -1  # as a child finds it
+    got.append(ours.take_sync())
+    for adapter in {id(adapter): adapter for adapter in (*got, parents)}.values():
+        adapter.close()
+    assert len(got) == 2 and parents not in got
 
 
 async def test_p3_connections_of_ours_wait_for_the_disk(file: Side) -> None:
