@@ -131,7 +131,7 @@ class Block(Generic[C]):
             whole = True
         finally:
             if self._on is None:
-                await self._outbox._home.give(adapter, broken=not whole)
+                await self._outbox._home.give(adapter, broken=not whole, lent=True)
             elif _is_aborted(adapter):
                 await adapter.conn.rollback()
             self._wake()
@@ -160,7 +160,7 @@ class Block(Generic[C]):
             whole = True
         finally:
             if self._on is None:
-                self._outbox._home.give_sync(adapter, broken=not whole)
+                self._outbox._home.give_sync(adapter, broken=not whole, lent=True)
             elif _is_aborted(adapter):
                 adapter.conn.rollback()
             self._wake()

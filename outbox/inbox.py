@@ -99,7 +99,7 @@ class Inbox:
             whole = await self._undo(adapter)
             raise
         finally:
-            await self._home.give(adapter, broken=not whole)
+            await self._home.give(adapter, broken=not whole, lent=True)
 
     async def _undo(self, adapter: AsyncAdapter) -> bool:
         """False: the connection is lost, which undoes it too; what the handler raised must not be hidden by that."""
@@ -126,7 +126,7 @@ class Inbox:
                 whole = self._undo_sync(adapter)
                 raise
             finally:
-                self._home.give_sync(adapter, broken=not whole)
+                self._home.give_sync(adapter, broken=not whole, lent=True)
 
     def _undo_sync(self, adapter: SyncAdapter) -> bool:
         try:

@@ -8,7 +8,7 @@ import psycopg
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
-from ..effects import Abort, Begin, Check, Commit, Effect, Sql
+from ..effects import Abort, Begin, Check, Commit, Effect, Reset, Sql
 from ..errors import NotInTransaction
 
 NOT_OPEN = "no transaction is open on this psycopg connection (it is in autocommit); use `with conn.transaction()`, or autocommit=False"
@@ -61,6 +61,9 @@ class PsycopgAdapter:
             self.conn.commit()
         elif isinstance(effect, Abort):
             self._abort()
+        elif isinstance(effect, Reset):
+            self.conn.row_factory, self.conn.cursor_factory = tuple_row, psycopg.Cursor
+            self._run("DISCARD ALL", ())
         return None
 
     def _run(self, text: str, args: Any) -> list[Any]:
@@ -109,6 +112,9 @@ class AsyncPsycopgAdapter:
             await self.conn.commit()
         elif isinstance(effect, Abort):
             await self._abort()
+        elif isinstance(effect, Reset):
+            self.conn.row_factory, self.conn.cursor_factory = tuple_row, psycopg.AsyncCursor
+            await self._run("DISCARD ALL", ())
         return None
 
     async def _run(self, text: str, args: Any) -> list[Any]:

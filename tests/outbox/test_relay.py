@@ -6,12 +6,15 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import pytest_asyncio
 
-from halfmsg import Client, Message, Outbox, UsageError
+from halfmsg import Client, Message, Outbox, UsageError, Verdict
+from halfmsg.checkback import Question
 from halfmsg.coordinator.app import Coordinator
 from halfmsg.outbox import admin, home
 from halfmsg.outbox.effects import Sql, SyncAdapter
@@ -318,6 +321,17 @@ async def test_p3_connections_of_ours_wait_for_the_disk(file: Side) -> None:
         outbox._home.give_sync(blocking)
 
 
+@asynccontextmanager
+async def in_colour(side: Side, block: Any) -> AsyncIterator[Any]:
+    """A block by `async with` or by `with`, as the side's driver asks."""
+    if side.is_async:
+        async with block as tx:
+            yield tx
+    else:
+        with block as tx:
+            yield tx
+
+
 async def test_pool_keeps_nothing_dirty(database: Side) -> None:
     """A connection of ours on which a transaction was left open is never handed out again."""
     async with closing(database.outbox()) as outbox:
@@ -328,6 +342,34 @@ async def test_pool_keeps_nothing_dirty(database: Side) -> None:
         async with outbox.transaction() as tx:
             await database.business(tx.conn, "mine")
     assert database.read("SELECT id FROM business") == [("mine",)]
+
+
+async def test_pool_keeps_no_factories_of_a_user(side: Side) -> None:
+    """What one block sets on a connection of ours is not the next one's surprise: rows come as the driver gives them."""
+
+    def words(cursor: Any, row: Any = None) -> Any:
+        return str if row is None else str(row)
+
+    async with closing(side.outbox()) as outbox:
+        for _ in range(2):
+            async with in_colour(side, outbox.transaction()) as tx:
+                cursor = await settled(tx.conn.execute("SELECT 1"))
+                assert tuple(await settled(cursor.fetchone())) == (1,)
+                tx.conn.row_factory = words
+
+
+async def test_p5_search_path_left_by_a_block_turns_no_verdict(postgres: Side) -> None:
+    """A block chooses a tenant's schema for its session; the next check-back still looks at the fences of this outbox, not of that schema."""
+    schema = "tenant" + uuid4().hex[:8]
+    postgres.read(f"CREATE SCHEMA {schema}")
+    admin.install(f"{postgres.url.partition('?')[0]}?options=-csearch_path%3D{schema}")
+    async with closing(postgres.outbox()) as outbox:
+        async with outbox.transaction() as tx:
+            id = (await tx.publish("s", 1, key="k")).transaction_id
+        async with outbox.transaction() as tx:
+            await tx.conn.execute(f"SET search_path TO {schema}, public")
+        answers = await outbox.decide([Question(id, 0, None)])
+    assert answers[id].verdict is Verdict.COMMITTED
 
 
 @pytest.mark.parametrize(
