@@ -33,6 +33,7 @@ class _Tx(Generic[C]):
         self._count = 0
         self._size = (0, 0)
         self._pending = 0
+        self._source = outbox._source
         self._failed: BaseException | None = None
 
     def _add(self, messages: list[Message]) -> Steps[list[Receipt]]:
@@ -45,10 +46,11 @@ class _Tx(Generic[C]):
         self._size = check_size(messages, self._size)
         first, self._count = self._count, self._count + len(messages)
         try:
-            drawn = yield from fence.add(self._outbox._home.tables, self._attempt, messages, first, self._outbox._source)
+            meta, drawn = yield from fence.add(self._outbox._home.tables, self._attempt, messages, first, self._source)
         except BaseException as error:  # not ended here: what the caller writes after it must fall with the block, not commit by itself
             self._failed = error
             raise
+        self._source = meta.source
         return receipts_of(self._attempt.id, drawn)
 
     def _check_end(self) -> None:
@@ -199,7 +201,7 @@ def _end(outbox: Outbox, tx: Any, error: BaseException | None) -> Steps[None]:
     try:
         tx._check_end()
         if tx._count:
-            yield from fence.close(outbox._home.tables, tx._attempt)
+            yield from fence.close(outbox._home.tables, tx._attempt, tx._source)
         yield Commit()
     except BaseException:
         yield Abort()

@@ -18,7 +18,7 @@ from halfmsg import Client, Message, Outbox, UsageError
 from halfmsg.outbox import fence
 from halfmsg.txclient import transaction_digest
 
-from .sides import Side, closing, plain, settled, sqlite_side
+from .sides import Side, closing, plain, postgres_side, settled, sqlite_side
 
 
 @asynccontextmanager
@@ -304,3 +304,18 @@ def test_p9_block_is_too_large_before_its_commit(tmp_path: Path) -> None:
     with outbox.transaction() as tx:
         assert tx.conn.execute("SELECT count(*) FROM halfmsg_out").fetchone() == (0,)
     outbox._home.close_sync()
+
+
+async def test_p2_search_path_set_inside_a_block_is_refused_at_its_end(server: str) -> None:
+    """The messages stand in one schema's tables and the fence would be laid in another's: nothing would be left to send."""
+    side, tenant = postgres_side(server, "psycopg"), postgres_side(server, "psycopg")
+    outbox, schema = side.outbox(), tenant.read("SELECT current_schema()")[0][0]
+    with pytest.raises(UsageError) as caught, outbox.transaction() as tx:
+        await side.business(tx.conn)
+        tx.publish("s", 1, key="k")
+        tx.conn.execute(f"SET search_path TO {schema}")
+    outbox._home.close_sync()
+    assert caught.value.code == "other_database"
+    assert side.counts() == tenant.counts() == (0, 0, 0)
+    await side.close()
+    await tenant.close()
