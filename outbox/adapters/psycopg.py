@@ -131,7 +131,8 @@ class AsyncPsycopgAdapter:
     async def _abort(self) -> None:
         try:
             await self._sync()
-            if self.conn.info.transaction_status == TransactionStatus.INTRANS:
+            # ACTIVE: a statement of another task is under way; the abort waits in line behind it
+            if self.conn.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.ACTIVE):
                 await self._run(ABORT, ())
         except psycopg.Error:
             return

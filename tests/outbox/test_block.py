@@ -190,6 +190,24 @@ async def test_not_awaited_publish_rolls_the_block_back(database: Side, owner: s
     assert database.counts() == (1, 0, 0)
 
 
+async def test_r16_publish_that_is_begun_and_not_awaited_rolls_the_block_back(database: Side, owner: str) -> None:
+    """Its rows would miss the fence, or come after the commit: nothing is committed, and what is left of it writes nothing later."""
+    on = await on_of(database, owner)
+    async with closing(database.outbox()) as outbox:
+        with pytest.raises(UsageError) as caught:
+            async with outbox.transaction(*on) as tx:
+                await database.business(tx.conn)
+                begun = asyncio.create_task(tx.publish("s", 1, key="k"))
+                await asyncio.sleep(0)
+        await asyncio.wait({begun})
+        assert caught.value.code == "not_awaited"
+        assert begun.exception() is not None
+        for conn in on:
+            await database.commit(conn)
+    assert database.counts() == (0, 0, 0)
+    assert database.last_number() == 0
+
+
 async def test_wrong_colour_names_the_other_block(side: Side) -> None:
     """A sync connection in `async with`, or the other way round, is refused, and the text has the right one."""
     conn = await side.connect()
