@@ -101,7 +101,8 @@ class Resent(Struct, frozen=True):
 def resend(url: str, since_ms: int, limit: int = 1_000, prefix: str = "halfmsg_") -> Resent:
     """Have the relay hand over again what was committed since a time of the coordinator's: it was restored from a backup of then (W8, W15).
 
-    Ids, digests and numbers are the same, so whatever the coordinator still knows is a repeat.
+    Ids, digests and numbers are the same, so whatever the coordinator still knows is a repeat. The time is compared with the mark, the
+    newest time of the coordinator that the producer had seen; a row whose mark says no time goes too.
     """
     home = Home(url, prefix)
     try:

@@ -127,6 +127,14 @@ async def test_r5_relay_commits_a_prepared_one_with_its_digest_and_numbers(datab
     assert (now.state, now.decided_by, [each.sequence for each in now.messages]) == ("committed", "producer", [1, 1])
 
 
+async def test_p2_resend_takes_rows_whose_writer_saw_no_time(database: Side, relay: Relay, client: Client) -> None:
+    """A WSGI worker never hears the coordinator's time. A restored coordinator needs its rows as well, whatever time is asked for."""
+    await publish(database, plain("k"))
+    assert (await relay.tick()).submitted == 1
+    assert admin.resend(database.url, 2**52).again == 1
+    assert (await relay.tick()).submitted == 1
+
+
 async def test_r23_refused_rows_are_set_aside_and_listed(database: Side, relay: Relay, client: Client) -> None:
     """A row that the coordinator refuses for ever is kept and listed with its code; the others go on."""
     await publish(database, Message("nope", 1, key="x"), plain(None, "fine"))
