@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import sqlite3
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -118,6 +120,21 @@ async def test_install_fills_tables_that_a_migration_made(empty: Side) -> None:
     assert admin.install(empty.url) == []
     assert admin.verify(empty.url) == []
     assert empty.count("halfmsg_lane") == 64
+
+
+@pytest.mark.parametrize("look", [admin.waiting, lambda url: admin.resend(url, 0)])
+def test_p2_misspelt_file_does_not_say_that_nothing_waits(look: Callable[[str], object], tmp_path: Path) -> None:
+    """Neither a file nor tables are made by looking; what is not there is said."""
+    url = f"sqlite:///{tmp_path}/order.db"
+    with pytest.raises(UsageError, match=r"no file .*order\.db") as caught:
+        look(url)
+    assert (caught.value.code, list(tmp_path.iterdir())) == ("bad_url", [])
+    assert "no file" in admin.verify(url)[0] and list(tmp_path.iterdir()) == []
+    with contextlib.closing(sqlite3.connect(tmp_path / "order.db")) as conn:
+        conn.execute("CREATE TABLE another (id)")
+        with pytest.raises(UsageError, match="outbox install"):
+            look(url)
+        assert conn.execute("SELECT name FROM sqlite_master").fetchall() == [("another",)]
 
 
 async def test_schema_is_what_install_runs(database: Side) -> None:
