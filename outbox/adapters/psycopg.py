@@ -30,6 +30,16 @@ def is_open(conn: Any) -> bool:
     return conn.info.transaction_status != TransactionStatus.IDLE or not conn.autocommit
 
 
+def begin_of(conn: Any) -> str:
+    """The level and the modes that the caller chose for his connection; ours has none, and READ COMMITTED is said (R11)."""
+    words = [f"BEGIN ISOLATION LEVEL {(conn.isolation_level or psycopg.IsolationLevel.READ_COMMITTED).name.replace('_', ' ')}"]
+    if conn.read_only is not None:
+        words.append("READ ONLY" if conn.read_only else "READ WRITE")
+    if conn.deferrable is not None:
+        words.append("DEFERRABLE" if conn.deferrable else "NOT DEFERRABLE")
+    return ", ".join(words)
+
+
 PIPELINES: Final = psycopg.Pipeline.is_supported()
 
 
@@ -54,7 +64,7 @@ class PsycopgAdapter:
                 raise NotInTransaction(NOT_OPEN)
         elif isinstance(effect, Begin):
             if self.conn.autocommit:
-                self._run("BEGIN ISOLATION LEVEL READ COMMITTED", ())
+                self._run(begin_of(self.conn), ())
         elif isinstance(effect, Commit):
             self._sync()
             refuse_aborted(self.conn)
@@ -105,7 +115,7 @@ class AsyncPsycopgAdapter:
                 raise NotInTransaction(NOT_OPEN)
         elif isinstance(effect, Begin):
             if self.conn.autocommit:
-                await self._run("BEGIN ISOLATION LEVEL READ COMMITTED", ())
+                await self._run(begin_of(self.conn), ())
         elif isinstance(effect, Commit):
             await self._sync()
             refuse_aborted(self.conn)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 
 from halfmsg import Client, Message, Outbox, UsageError
@@ -337,3 +338,18 @@ async def test_p2_search_path_set_inside_a_block_is_refused_at_its_end(server: s
     assert side.counts() == tenant.counts() == (0, 0, 0)
     await side.close()
     await tenant.close()
+
+
+@pytest.mark.parametrize("autocommit", [True, False])
+async def test_block_keeps_the_isolation_that_the_connection_was_given(server: str, autocommit: bool) -> None:
+    """SERIALIZABLE was chosen for a reason: a block on that connection is not quietly READ COMMITTED."""
+    side = postgres_side(server, "psycopg")
+    conn = await side.connect(autocommit=autocommit)
+    conn.isolation_level, conn.deferrable = psycopg.IsolationLevel.SERIALIZABLE, True
+    with side.outbox().transaction(conn) as tx:
+        tx.publish("u", 1)
+        assert conn.execute("SELECT current_setting('transaction_isolation'), current_setting('transaction_deferrable')").fetchone() == (
+            "serializable", "on",
+        )  # fmt: skip
+    assert side.counts() == (0, 1, 1)
+    await side.close()
