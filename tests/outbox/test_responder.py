@@ -8,10 +8,12 @@ import time
 from uuid import uuid4
 
 import msgspec
+import pytest
 
 from halfmsg import Answer, Outbox, Responder, Verdict
 from halfmsg.checkback import Question
 from halfmsg.checkback.answers import Missing
+from halfmsg.outbox import _clock
 
 from .sides import Side, closing, plain, settled
 
@@ -42,6 +44,17 @@ async def test_r28_fifty_questions_with_ten_locked_rows(postgres: Side) -> None:
     assert {answers[id].verdict for id in done} == {Verdict.COMMITTED}
     assert {answers[id] for id in locked} == {Answer(Verdict.RUNNING)}
     assert {answers[id] for id in absent} == {Answer(Verdict.ROLLED_BACK)}
+
+
+async def test_r28_slow_database_is_answered_for_in_part(database: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second a row: what was read within the budget is the answer. A whole one comes when the asker has gone, at every question."""
+    async with closing(database.outbox()) as outbox:
+        done = [await committed(database, outbox, f"k{n}") for n in range(20)]
+        now = iter(range(1_000))
+        monkeypatch.setattr(_clock, "monotonic", lambda: next(now) / 2)
+        answers = await outbox.decide([Question(id, 0, None) for id in done])
+        assert {answer.verdict for answer in answers.values()} == {Verdict.COMMITTED}
+        assert 5 <= len(answers) <= 8
 
 
 async def test_r28_lock_wait_is_bounded_on_sqlite(file: Side) -> None:
