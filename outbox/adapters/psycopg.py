@@ -8,6 +8,8 @@ import psycopg
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
+from halfmsg.txclient import UsageError
+
 from ..effects import Abort, Begin, Check, Commit, Effect, Reset, Sql
 from ..errors import NotInTransaction
 
@@ -156,5 +158,10 @@ def _text(text: str) -> Any:
 
 
 def adapter(on: Any) -> PsycopgAdapter | AsyncPsycopgAdapter:
-    conn = on.connection if isinstance(on, (psycopg.Cursor, psycopg.AsyncCursor)) else on
-    return AsyncPsycopgAdapter(conn) if isinstance(conn, psycopg.AsyncConnection) else PsycopgAdapter(conn)
+    """Of a connection, or of what knows its own: a cursor, what `with conn.transaction() as tx` gives. Raises UsageError(unknown_database)."""
+    conn = getattr(on, "connection", on)
+    if isinstance(conn, psycopg.AsyncConnection):
+        return AsyncPsycopgAdapter(conn)
+    if isinstance(conn, psycopg.Connection):
+        return PsycopgAdapter(conn)
+    raise UsageError("unknown_database", f"a {type(on).__module__}.{type(on).__qualname__} is no connection; hand in the psycopg connection")
