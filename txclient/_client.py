@@ -13,6 +13,7 @@ import msgspec
 from . import _clock, _retry, _wire
 from ._delivery import Delivery
 from ._digest import transaction_digest
+from ._http import may_have_been_done
 from ._ids import Ids
 from ._internal import Attached
 from ._links import Link, Links
@@ -44,7 +45,6 @@ class Client:
         self._links = Links(self._settings, _wire.Msgpack())
         self._answers = _wire.Json()
         self._ids = Ids()
-        self._member = self._ids.member()
 
     # --- transactions ----------------------------------------------------------------------------------------------------
 
@@ -90,12 +90,24 @@ class Client:
     # --- deliveries ------------------------------------------------------------------------------------------------------
 
     async def fetch(self, group: str, *, max: int = 100, wait: Seconds = 20.0, lease: Seconds = 30.0) -> list[Delivery]:
-        """Take up to `max` (1,000) deliveries; wait at most `wait` (30 s) for the first. Empty when nothing came."""
+        """Take up to `max` (1,000) deliveries; wait at most `wait` (30 s) for the first. Empty when nothing came.
+
+        A client is one hand: of an ordered topic work on what it gave in that order, one after another. A second worker has a client of its own.
+        """
         wait_s = min(seconds(wait), MAX_FETCH_WAIT_S)
-        body = {"max": max, "wait_s": wait_s, "lease_s": seconds(lease), "member": self._member}
-        link, path = self._links.here(), f"/v1/groups/{name_of(group, 'group')}/fetch"
-        raw = await self._repeat(lambda: link.http.raw("POST", path, body, timeout_s=wait_s + self._timeout_s))
+        body = {"max": max, "wait_s": wait_s, "lease_s": seconds(lease)}
+        path = f"/v1/groups/{name_of(group, 'group')}/fetch"
+        raw = await self._repeat(lambda: self._fetch_once(path, body, wait_s + self._timeout_s))
         return self._answers.deliveries(msgspec.json.decode(raw, type=_wire.Deliveries).deliveries, group)
+
+    async def _fetch_once(self, path: str, body: Mapping[str, Any], timeout_s: float) -> bytes:
+        link, member = self._links.here(), self._links.member
+        try:
+            return await link.http.raw("POST", path, {**body, "member": member}, timeout_s=timeout_s)
+        except BaseException as error:  # cancelled too: the coordinator hands out all the same
+            if may_have_been_done(error):
+                self._links.lost(member)
+            raise
 
     async def ack(self, deliveries: Iterable[Delivery]) -> None:
         """Done with these, in this order. All are told; then the first refusal is raised (Conflict lease_lost: another has it now)."""

@@ -12,7 +12,7 @@ import aiohttp
 import msgspec
 
 from ._settings import Settings
-from .errors import HalfmsgError, TransportError, api_error
+from .errors import ApiError, HalfmsgError, TransportError, api_error
 
 CONNECT_TIMEOUT_S = 3.0
 _REFUSED = {401: "unauthenticated", 403: "forbidden", 404: "not_found"}
@@ -62,6 +62,13 @@ class Http:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
+
+
+def may_have_been_done(error: BaseException) -> bool:
+    """Did the call end without a clear answer, though it may have reached the coordinator?"""
+    if isinstance(error, ApiError):
+        return error.status >= 500
+    return not isinstance(error.__cause__, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError))
 
 
 def failure(error: BaseException, url: str) -> HalfmsgError:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from halfmsg.txclient import ApiError, Busy, Client, Conflict, TransportError, UsageError
+from halfmsg.txclient._http import failure, may_have_been_done
+from halfmsg.txclient.errors import api_error
 
 from .stub_server import TIME_MS, WHEN, StubServer, refuse
 
@@ -23,6 +26,42 @@ async def test_fetch_reads_both_spellings_of_a_body(server: StubServer, client: 
     method, path, body = server.requests[0]
     assert (method, path, body["max"], len(body["member"])) == ("POST", "/v1/groups/inventory/fetch", 2, 32)
     assert client.time_ms == TIME_MS + 5
+
+
+@pytest.mark.parametrize(("status", "kept"), [(200, True), (409, True), (429, True), (500, False)])
+async def test_p7_fetch_keeps_its_name_unless_its_outcome_is_unknown(server: StubServer, status: int, kept: bool) -> None:
+    """What may have been handed out and lost must stand in front of the next: another name is another hand (R13)."""
+    async with Client(server.url, timeout=0.5) as client:
+        for answer in (status, 200):
+            server.http = lambda request, body, answer=answer: (answer, {"deliveries": [], "code": "internal"})  # type: ignore[misc]
+            with suppress(ApiError):
+                await client.fetch("g", wait=0)
+    names = [body["member"] for _, _, body in server.requests]
+    assert (names[0] == names[-1]) is kept
+
+
+@pytest.mark.parametrize(
+    ("error", "reached"),
+    [
+        (asyncio.CancelledError(), True),
+        (api_error({"code": "lease_lost"}, status=409), False),
+        (api_error({"code": "unavailable"}, status=503), True),
+        (failure(TimeoutError(), "u"), True),
+        (failure(ConnectionResetError(), "u"), True),
+    ],
+)
+def test_call_without_a_clear_answer_may_have_been_done(error: BaseException, reached: bool) -> None:
+    """Cut off, timed out, or a failure inside: the coordinator may have done it. A refusal has not."""
+    assert may_have_been_done(error) is reached
+
+
+async def test_p7_refused_connection_costs_a_fetch_no_name() -> None:
+    """Nobody was reached, so nothing was handed out."""
+    async with Client("http://127.0.0.1:9", timeout=0.2) as client:
+        name = client._links.member
+        with pytest.raises(TransportError):
+            await client.fetch("g", wait=0)
+        assert client._links.member == name
 
 
 async def test_ack_tells_all_then_raises_the_first_refusal(server: StubServer, client: Client) -> None:
