@@ -60,6 +60,8 @@ _SQL: Final = {
     "claim_lane": "UPDATE {p}lane SET owner = ?, until = ? WHERE lane = ? AND (owner IS NULL OR owner = ? OR until < ? OR until > ?) RETURNING lane",
     "free_lanes": "UPDATE {p}lane SET owner = NULL WHERE owner = ?",
     "inbox_put": "INSERT INTO {p}inbox (grp, generation, msg, at) VALUES (?, ?, ?, ?) ON CONFLICT (grp, generation, msg) DO NOTHING RETURNING 1",
+    "inbox_has": "SELECT 1 FROM {p}inbox WHERE grp = ? AND generation = ? AND msg = ?",
+    "missed_has": "SELECT 1 FROM {p}missed WHERE grp = ? AND generation = ? AND source = ? AND topic = ? AND okey = ? AND seq = ?",
     "key_put": "INSERT INTO {p}key (grp, generation, source, topic, okey, last) VALUES (?, ?, ?, ?, ?, 0) ON CONFLICT DO NOTHING",
     "key_set": "UPDATE {p}key SET last = ? WHERE grp = ? AND generation = ? AND source = ? AND topic = ? AND okey = ?",
     "missed_put": "INSERT INTO {p}missed (grp, generation, source, topic, okey, seq) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",

@@ -268,6 +268,47 @@ async def test_handler_that_ends_its_transaction_is_an_error(side: Side, ends: s
     assert caught.value.code == "handler_ended_transaction"
 
 
+@pytest.mark.parametrize("delivery", [unordered(), ordered(1), ordered(1, redriven=True)], ids=["unordered", "ordered", "redriven"])
+async def test_p2_handler_that_commits_and_then_fails_is_a_dead_letter(side: Side, delivery: Delivery) -> None:
+    """Its claim is committed, so a second delivery would be a repeat, acked: what it had still to do would be gone, and nobody told."""
+
+    def work(delivery: Delivery, conn: Any) -> Any:
+        done = side_insert(side, conn, delivery.id)
+        if side.is_async:
+            return _commit_then_raise(done, conn)
+        conn.commit()
+        return _raise(ZeroDivisionError())
+
+    async with inbox_of(side) as inbox:
+        if delivery.redriven:
+            await inbox.run(ordered(2, missed=[1]), effect(side))
+        with pytest.raises(Reject, match=r"handler_ended_transaction.*ZeroDivisionError"):
+            await inbox.run(delivery, handler_of(side, work))
+
+
+async def _commit_then_raise(done: Any, conn: Any) -> None:
+    await done
+    await conn.commit()
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("delivery", [unordered(), ordered(1), ordered(1, redriven=True)], ids=["unordered", "ordered", "redriven"])
+async def test_p6_handler_whose_transaction_was_ended_under_it_is_delivered_again(side: Side, delivery: Delivery) -> None:
+    """Rolled back by itself, as a refused publish does on SQLite, and then an error: nothing is claimed, and the error is as it was."""
+
+    def work(delivery: Delivery, conn: Any) -> Any:
+        rolled = conn.rollback()
+        return _then_raise(rolled, ZeroDivisionError()) if side.is_async else _raise(ZeroDivisionError())
+
+    async with inbox_of(side) as inbox:
+        if delivery.redriven:
+            await inbox.run(ordered(2, missed=[1]), effect(side))
+        with pytest.raises(ZeroDivisionError):
+            await inbox.run(delivery, handler_of(side, work))
+        await inbox.run(delivery, effect(side))
+    assert side.count("business") == 1 + delivery.redriven
+
+
 async def test_p2_handler_that_swallows_a_database_error_is_not_done(postgres: Side) -> None:
     """PostgreSQL rolls back at COMMIT what a swallowed error has aborted: the delivery must fail, or its effect is lost for ever."""
 
