@@ -58,10 +58,31 @@ def _missing_before(home: Home) -> list[str]:
         adapter.close()
 
 
+def _existing(url: str, prefix: str) -> Home:
+    """The database that is meant, and nothing made on the way: a misspelt file must not say that nothing waits there.
+
+    Raises UsageError: bad_url, schema_missing.
+    """
+    home = Home(url, prefix)
+    if home.dialect == "sqlite":
+        _see_file(home)
+        if _missing_before(home):
+            raise fence.schema_missing(home.tables)
+    return home
+
+
+def _see_file(home: Home) -> None:
+    path = home.url.removeprefix("sqlite:///")
+    if not os.path.isfile(path):
+        raise UsageError("bad_url", f"{home.url!r}: there is no file {path}")
+
+
 def verify(url: str, prefix: str = "halfmsg_") -> list[str]:
     """What is wrong with the tables, a line each; empty: nothing."""
     home = Home(url, prefix)
     try:
+        if home.dialect == "sqlite":
+            _see_file(home)
         missing = _missing_before(home) if home.dialect == "sqlite" else home.run_sync(home.tables.missing())
         if missing:
             return [f"table {name} is missing; run: halfmsg outbox install {url}" for name in missing]
@@ -74,11 +95,9 @@ def verify(url: str, prefix: str = "halfmsg_") -> list[str]:
 
 
 def waiting(url: str, limit: int = 100, prefix: str = "halfmsg_") -> list[Waiting]:
-    """Rows not handed over yet, and refused ones. Makes no tables. Raises UsageError(schema_missing)."""
-    home = Home(url, prefix)
+    """Rows not handed over yet, and refused ones."""
+    home = _existing(url, prefix)
     try:
-        if home.dialect == "sqlite" and _missing_before(home):
-            raise UsageError("schema_missing", f"the tables are not in {url}; run: halfmsg outbox install {url}")
         return home.run_sync(_waiting(home, limit))
     finally:
         home.close_sync()
@@ -105,9 +124,10 @@ class Resent(Struct, frozen=True):
 def resend(url: str, since_ms: int, limit: int = 1_000, prefix: str = "halfmsg_") -> Resent:
     """Have the relay hand over again what was committed since a time of the coordinator's: it was restored from a backup of then (W8, W15).
 
-    Ids, digests and numbers are the same, so whatever the coordinator still knows is a repeat.
+    Ids, digests and numbers are the same, so whatever the coordinator still knows is a repeat. The time is compared with the mark, the
+    newest time of the coordinator that the producer had seen; a row whose mark says no time goes too.
     """
-    home = Home(url, prefix)
+    home = _existing(url, prefix)
     try:
         return home.run_sync(_resend(home, since_ms, limit), transaction=True)
     finally:

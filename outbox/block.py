@@ -5,7 +5,7 @@ The fence row is written at its end, over the rows that survived (R16): a savepo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 
@@ -13,7 +13,7 @@ from halfmsg.txclient import Message, MessageOptions, UsageError
 
 from . import fence
 from .adapters import adapter_of
-from .effects import Abort, AsyncAdapter, Begin, Commit, Steps, SyncAdapter, run_async, run_sync
+from .effects import Abort, AsyncAdapter, Begin, Commit, Effect, Steps, SyncAdapter, run_async, run_sync
 from .fence import Attempt
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class _Tx(Generic[C]):
         self._count = 0
         self._size = (0, 0)
         self._pending = 0
+        self._source = outbox._source
+        self._ended = False
         self._failed: BaseException | None = None
 
     def _add(self, messages: list[Message]) -> Steps[list[Receipt]]:
@@ -45,11 +47,28 @@ class _Tx(Generic[C]):
         self._size = check_size(messages, self._size)
         first, self._count = self._count, self._count + len(messages)
         try:
-            drawn = yield from fence.add(self._outbox._home.tables, self._attempt, messages, first, self._outbox._source)
+            adding = fence.add(self._outbox._home.tables, self._attempt, messages, first, self._source)
+            meta, drawn = yield from self._while_open(adding)
         except BaseException as error:  # not ended here: what the caller writes after it must fall with the block, not commit by itself
             self._failed = error
             raise
+        self._source = meta.source
         return receipts_of(self._attempt.id, drawn)
+
+    def _while_open(self, steps: Steps[T]) -> Steps[T]:
+        """One that outlives its block, in a task that nobody awaited, writes nothing into what comes after it on the connection."""
+        sent: Any = None
+        step: Callable[[Any], Effect] = steps.send
+        while not self._ended:
+            try:
+                effect = step(sent)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            try:
+                step, sent = steps.send, (yield effect)
+            except BaseException as error:
+                step, sent = steps.throw, error
+        raise UsageError("not_awaited", "the block of this publish has ended; await it inside")
 
     def _check_end(self) -> None:
         if self._pending:
@@ -89,8 +108,10 @@ class AsyncTx(_Tx[C]):
         return (await self._run(messages))[0]
 
     async def _run(self, messages: list[Message]) -> Sequence[Receipt]:
-        self._pending -= 1
-        return await run_async(self._add(messages), adapter_of(self.conn))  # type: ignore[arg-type]
+        try:
+            return await run_async(self._add(messages), adapter_of(self.conn))  # type: ignore[arg-type]
+        finally:
+            self._pending -= 1  # not before: one that is begun and not awaited has not written all of its rows
 
 
 class Block(Generic[C]):
@@ -131,7 +152,7 @@ class Block(Generic[C]):
             whole = True
         finally:
             if self._on is None:
-                await self._outbox._home.give(adapter, broken=not whole)
+                await self._outbox._home.give(adapter, broken=not whole, lent=True)
             elif _is_aborted(adapter):
                 await adapter.conn.rollback()
             self._wake()
@@ -160,7 +181,7 @@ class Block(Generic[C]):
             whole = True
         finally:
             if self._on is None:
-                self._outbox._home.give_sync(adapter, broken=not whole)
+                self._outbox._home.give_sync(adapter, broken=not whole, lent=True)
             elif _is_aborted(adapter):
                 adapter.conn.rollback()
             self._wake()
@@ -193,13 +214,14 @@ def _is_in_transaction(adapter: Any) -> bool:
 
 def _end(outbox: Outbox, tx: Any, error: BaseException | None) -> Steps[None]:
     """Commit with the fence over what is left, or roll back. Never a network error: after your commit nothing may look like a failure."""
+    tx._ended = True
     if error is not None:
         yield Abort()
         return
     try:
         tx._check_end()
         if tx._count:
-            yield from fence.close(outbox._home.tables, tx._attempt)
+            yield from fence.close(outbox._home.tables, tx._attempt, tx._source)
         yield Commit()
     except BaseException:
         yield Abort()

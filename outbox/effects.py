@@ -38,7 +38,11 @@ class Abort(Struct, frozen=True):
     """End the transaction so that nothing of it can be committed any more (R8), through the highest layer there is."""
 
 
-Effect = Sql | Check | Begin | Commit | Abort
+class Reset(Struct, frozen=True):
+    """Put back what user code may have set on a connection of ours, outside of any transaction: factories; on a server the session."""
+
+
+Effect = Sql | Check | Begin | Commit | Abort | Reset
 Steps = Generator[Effect, Any, T]
 
 

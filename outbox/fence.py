@@ -70,6 +70,11 @@ def id_text(raw: bytes) -> str:
 def enter(tables: Tables, source: bytes | None) -> Steps[Meta]:
     """First statement of every publish: is a transaction open, is this our database, are our tables there?"""
     yield Check()
+    return (yield from our_meta(tables, source))
+
+
+def our_meta(tables: Tables, source: bytes | None) -> Steps[Meta]:
+    """Raises UsageError(other_database) where the tables are not those of `source`."""
     meta = yield from read_meta(tables)
     if source is not None and meta.source != source:
         raise UsageError("other_database", "this connection belongs to another database than the Outbox; its messages would have no fence")
@@ -154,17 +159,20 @@ def publish(tables: Tables, attempt: Attempt, messages: Sequence[Message], sourc
     return drawn
 
 
-def add(tables: Tables, attempt: Attempt, messages: Sequence[Message], first_index: int, source: bytes | None) -> Steps[list[Drawn]]:
+def add(tables: Tables, attempt: Attempt, messages: Sequence[Message], first_index: int, source: bytes | None) -> Steps[tuple[Meta, list[Drawn]]]:
     """More messages of a block; its fence row comes at the end (`close`)."""
-    yield from enter(tables, source)
+    meta = yield from enter(tables, source)
     drawn = yield from draw(tables, messages, first_index)
     yield from write_out(tables, attempt, drawn)
-    return drawn
+    return meta, drawn
 
 
-def close(tables: Tables, attempt: Attempt) -> Steps[bool]:
-    """The fence of a block, over the rows that survived to its end: rows, never memory (R16). False: nothing is left to send."""
-    meta = yield from read_meta(tables)
+def close(tables: Tables, attempt: Attempt, source: bytes | None) -> Steps[bool]:
+    """The fence of a block, over the rows that survived to its end: rows, never memory (R16). False: nothing is left to send.
+
+    `source`: where its messages were written. Looked for in other tables (a search path that was set since), none would be left.
+    """
+    meta = yield from our_meta(tables, source)
     rows: Rows = yield tables.sql("numbers_of", attempt.id)
     if rows:
         yield from lay(tables, attempt, meta, transaction_digest([_decode_kept(row[2]).digest for row in rows]))

@@ -6,6 +6,7 @@ Two words for two things (API §3): `db` is this, `on` is the connection on whic
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 from collections import deque
@@ -17,9 +18,10 @@ from urllib.parse import urlsplit
 
 from halfmsg.txclient import UsageError
 
-from .effects import Abort, AsyncAdapter, Begin, Commit, Dialect, Rows, Sql, Steps, SyncAdapter, ending, run_async, run_sync
+from .effects import Abort, AsyncAdapter, Begin, Commit, Dialect, Reset, Rows, Sql, Steps, SyncAdapter, ending, run_async, run_sync
 from .tables import Tables
 
+log = logging.getLogger("halfmsg.outbox")
 T = TypeVar("T")
 BUSY_TIMEOUT_S = 15.0
 IDLE_MAX = 16
@@ -49,6 +51,7 @@ class Home:
     async def take(self) -> AsyncAdapter:
         """A connection with no transaction open. Give it back with `give`."""
         self._after_fork()
+        await self._close_left()
         idle = self._idle.setdefault(asyncio.get_running_loop(), deque())
         if idle:
             return idle.pop()
@@ -67,10 +70,14 @@ class Home:
         finally:
             await self.give(adapter, broken=adapter.dialect == "sqlite" or not whole)
 
-    async def give(self, adapter: AsyncAdapter, *, broken: bool = False) -> None:
-        """Back to the idle ones. One on which something was cut off is closed: its state is not known (R1)."""
+    async def give(self, adapter: AsyncAdapter, *, broken: bool = False, lent: bool = False) -> None:
+        """Back to the idle ones. One on which something was cut off is closed: its state is not known (R1).
+
+        `lent`: user code had it; a search path it has set would turn the next verdict or claim to other tables (P5, P6).
+        """
         try:
             broken = broken or await self._is_dirty(adapter)
+            broken = broken or (lent and not await self._is_reset(adapter))
         except BaseException:
             await adapter.close()
             raise
@@ -91,6 +98,13 @@ class Home:
         finally:
             await self.give(adapter, broken=not whole)
 
+    async def _close_left(self) -> None:
+        """What loops that have ended left idle: a check-back that is answered without a loop of the service's has one of its own (P9)."""
+        with self._lock:
+            left = [self._idle.pop(loop) for loop in list(self._idle) if loop.is_closed()]
+        for adapter in [adapter for idle in left for adapter in idle]:
+            await adapter.close()
+
     async def _is_dirty(self, adapter: AsyncAdapter) -> bool:
         if adapter.dialect == "sqlite":
             return bool(adapter.conn.in_transaction)
@@ -98,6 +112,15 @@ class Home:
         if not conn.closed and conn.info.transaction_status.name != "IDLE":
             await conn.rollback()
         return bool(conn.closed)
+
+    async def _is_reset(self, adapter: AsyncAdapter) -> bool:
+        """False: the connection is lost, which must not look like a failure of what was committed on it."""
+        try:
+            await adapter.do(Reset())
+        except Exception:
+            log.debug("a connection was lost after its use", exc_info=True)
+            return False
+        return True
 
     async def _connect(self) -> AsyncAdapter:
         if self.dialect == "sqlite":
@@ -126,7 +149,8 @@ class Home:
         self._installed = True
 
     async def aclose(self) -> None:
-        """Close the idle connections of this loop."""
+        """Close the idle connections of this loop, and of those that have ended."""
+        await self._close_left()
         idle = self._idle.pop(asyncio.get_running_loop(), deque())
         try:
             while idle:
@@ -144,17 +168,26 @@ class Home:
                 return self._idle_sync.pop()
         return self._connect_sync()
 
-    def give_sync(self, adapter: SyncAdapter, *, broken: bool = False) -> None:
+    def give_sync(self, adapter: SyncAdapter, *, broken: bool = False, lent: bool = False) -> None:
         conn: Any = adapter.conn
         if adapter.dialect == "sqlite":
             broken = broken or conn.in_transaction
         elif not conn.closed and conn.info.transaction_status.name != "IDLE":
             conn.rollback()
+        broken = broken or (lent and not self._is_reset_sync(adapter))
         with self._lock:
             if not broken and len(self._idle_sync) < IDLE_MAX:
                 self._idle_sync.append(adapter)
                 return
         adapter.close()
+
+    def _is_reset_sync(self, adapter: SyncAdapter) -> bool:
+        try:
+            adapter.do(Reset())
+        except Exception:
+            log.debug("a connection was lost after its use", exc_info=True)
+            return False
+        return True
 
     def run_sync(self, steps: Steps[T], *, transaction: bool = False) -> T:
         adapter = self.take_sync()
@@ -196,9 +229,9 @@ class Home:
     def _after_fork(self) -> None:
         """A connection must not cross a fork: the child forgets its parent's and opens its own."""
         if self._pid != os.getpid():
-            self._pid = os.getpid()
             _PARENTS.append((self._idle, self._idle_sync))  # kept, not closed: the file or socket is the parent's
             self._idle, self._idle_sync, self._lock = {}, deque(), threading.Lock()
+            self._pid = os.getpid()  # last: another thread that sees it takes from what is ours
 
 
 _PARENTS: list[object] = []

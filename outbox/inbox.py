@@ -12,7 +12,8 @@ from datetime import timedelta
 from typing import Any, Final, overload
 from uuid import UUID
 
-from halfmsg.txclient import Delivery, Retry, UsageError
+from halfmsg.txclient import Delivery, Reject, Retry, UsageError
+from halfmsg.txclient._handlers import call_blocking, is_async
 
 from . import _clock, fence, inbox_rules
 from .adapters import adapter_of
@@ -74,7 +75,7 @@ class Inbox:
 
     async def run(self, delivery: Delivery, handler: Any, /) -> None:
         """Claim, handler, commit: one transaction. A duplicate returns without running; what the handler raises undoes all of it."""
-        if inspect.iscoroutinefunction(handler):
+        if is_async(handler):
             async with self._turn():
                 await self._run_async(delivery, handler)
         else:
@@ -88,17 +89,21 @@ class Inbox:
 
     async def _run_async(self, delivery: Delivery, handler: Any) -> None:
         adapter = await self._home.take()
-        whole = False
+        whole = returned = False
         try:
             if await run_async(self._open(delivery), adapter):
                 await handler(delivery, adapter.conn)
+            returned = True
             await run_async(_commit(adapter), adapter)
             whole = True
-        except Exception:
+        except Exception as error:
+            ended = not returned and _was_ended(adapter)
             whole = await self._undo(adapter)
+            if ended and whole and await run_async(is_claimed(self._home.tables, delivery), adapter):
+                raise _half_done(error) from error
             raise
         finally:
-            await self._home.give(adapter, broken=not whole)
+            await self._home.give(adapter, broken=not whole, lent=True)
 
     async def _undo(self, adapter: AsyncAdapter) -> bool:
         """False: the connection is lost, which undoes it too; what the handler raised must not be hidden by that."""
@@ -115,17 +120,21 @@ class Inbox:
     def _run_sync(self, delivery: Delivery, handler: Any) -> None:
         with self._gate if self._home.dialect == "sqlite" else contextlib.nullcontext():
             adapter = self._home.take_sync()
-            whole = False
+            whole = returned = False
             try:
                 if run_sync(self._open(delivery), adapter):
-                    handler(delivery, adapter.conn)
+                    call_blocking(handler, delivery, adapter.conn)
+                returned = True
                 run_sync(_commit(adapter), adapter)
                 whole = True
-            except Exception:
+            except Exception as error:
+                ended = not returned and _was_ended(adapter)
                 whole = self._undo_sync(adapter)
+                if ended and whole and run_sync(is_claimed(self._home.tables, delivery), adapter):
+                    raise _half_done(error) from error
                 raise
             finally:
-                self._home.give_sync(adapter, broken=not whole)
+                self._home.give_sync(adapter, broken=not whole, lent=True)
 
     def _undo_sync(self, adapter: SyncAdapter) -> bool:
         try:
@@ -147,13 +156,28 @@ class Inbox:
         self._home.close_sync()
 
 
+def _is_open(adapter: Any) -> bool:
+    conn = adapter.conn
+    return bool(conn.in_transaction if adapter.dialect == "sqlite" else conn.info.transaction_status.name in ("INTRANS", "INERROR"))
+
+
+def _was_ended(adapter: Any) -> bool:
+    try:
+        return not _is_open(adapter)
+    except Exception:  # a closed connection cannot say: what was open on it is undone
+        return False
+
+
 def _commit(adapter: Any) -> Steps[None]:
     """The handler must have left the transaction open, else its effect and the claim were not one commit."""
-    conn = adapter.conn
-    is_open = conn.in_transaction if adapter.dialect == "sqlite" else conn.info.transaction_status.name in ("INTRANS", "INERROR")
-    if not is_open:
+    if not _is_open(adapter):
         raise UsageError("handler_ended_transaction", "the handler committed or rolled back by itself; leave that to the Consumer")
     yield Commit()
+
+
+def _half_done(error: Exception) -> Reject:
+    """The claim went with the handler's own commit: delivered again it would be a repeat, acked, and the rest of its effect gone unseen (P2)."""
+    return Reject(f"handler_ended_transaction: it committed by itself and then failed; what came after its commit is undone: {error!r}")
 
 
 def _abort() -> Steps[None]:
@@ -171,11 +195,26 @@ def _message_key(id: str) -> bytes:
     return UUID(uuid).bytes + int(index).to_bytes(2, "big")
 
 
+def is_claimed(tables: Tables, delivery: Delivery) -> Steps[bool]:
+    """Asked outside any transaction: has its claim been committed?"""
+    if delivery.key is None or delivery.sequence is None:
+        rows: Rows = yield tables.sql("inbox_has", delivery.group, delivery.generation, _message_key(delivery.id))
+        return bool(rows)
+    at = _key_of(delivery, delivery.group)
+    last: Rows = yield tables.sql("key_last", *at)
+    missed: Rows = yield tables.sql("missed_has", *at, delivery.sequence)
+    return bool(last) and int(last[0][0]) >= delivery.sequence and not missed
+
+
+def _key_of(delivery: Delivery, group: str) -> tuple[object, ...]:
+    return group, delivery.generation, delivery.source or "", delivery.topic, (delivery.key or "").encode()
+
+
 def claim_ordered(tables: Tables, delivery: Delivery, group: str) -> Steps[bool]:
     """The key's row is locked first: it is the fence against a consumer whose lease has ended (R13). Then R6."""
     if delivery.key is None or delivery.sequence is None:
         raise UsageError("bad_request", "a delivery of an ordered topic has a key and a number")
-    at = (group, delivery.generation, delivery.source or "", delivery.topic, delivery.key.encode())
+    at = _key_of(delivery, group)
     yield tables.sql("key_put", *at)
     rows: Rows = yield tables.sql("key_last", *at)
     last, number = int(rows[0][0]), delivery.sequence

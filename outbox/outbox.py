@@ -196,7 +196,8 @@ class Outbox:
         deadline = _clock.monotonic() + answering.BUDGET_S
         await self._load_source()
         source = self._source or b""
-        found = await self._home.run(answering.read_positive(self._home.tables, questions, source))
+        reading = answering.read_positive(self._home.tables, questions, source, lambda: _clock.monotonic() < deadline)
+        found = await self._home.run(reading)
         absent = [q for q in questions if q.id not in found and (q.source is None or q.source == source.hex())]
         if absent:
             try:

@@ -49,14 +49,19 @@ _SQL: Final = {
     "refused": "SELECT id, refused FROM {p}tx WHERE unsent = 2 ORDER BY mark, id LIMIT ?",
     "sent": "UPDATE {p}tx SET unsent = NULL WHERE id = ? AND unsent = 1",
     "refuse": "UPDATE {p}tx SET unsent = 2, refused = ? WHERE id = ? AND unsent = 1",
-    "resend": "UPDATE {p}tx SET unsent = 1 WHERE verdict = 1 AND unsent IS NULL AND mark >= ?"
+    # A mark at purged_before is no time: the process had none yet, or never asks the coordinator for one (a WSGI worker beside its relay).
+    "resend": "UPDATE {p}tx SET unsent = 1 WHERE verdict = 1 AND unsent IS NULL"
+    " AND (mark >= ? OR mark <= (SELECT n FROM {p}meta WHERE k = 'purged_before'))"
     " AND EXISTS (SELECT 1 FROM {p}out o WHERE o.tx_id = {p}tx.id)"
     " AND NOT EXISTS (SELECT 1 FROM {p}out o WHERE o.tx_id = {p}tx.id AND o.body IS NULL) RETURNING id",
-    "bodiless": "SELECT id FROM {p}tx WHERE verdict = 1 AND unsent IS NULL AND mark >= ?"
+    "bodiless": "SELECT id FROM {p}tx WHERE verdict = 1 AND unsent IS NULL"
+    " AND (mark >= ? OR mark <= (SELECT n FROM {p}meta WHERE k = 'purged_before'))"
     " AND EXISTS (SELECT 1 FROM {p}out o WHERE o.tx_id = {p}tx.id AND o.body IS NULL) ORDER BY mark, id LIMIT ?",
     "claim_lane": "UPDATE {p}lane SET owner = ?, until = ? WHERE lane = ? AND (owner IS NULL OR owner = ? OR until < ? OR until > ?) RETURNING lane",
     "free_lanes": "UPDATE {p}lane SET owner = NULL WHERE owner = ?",
     "inbox_put": "INSERT INTO {p}inbox (grp, generation, msg, at) VALUES (?, ?, ?, ?) ON CONFLICT (grp, generation, msg) DO NOTHING RETURNING 1",
+    "inbox_has": "SELECT 1 FROM {p}inbox WHERE grp = ? AND generation = ? AND msg = ?",
+    "missed_has": "SELECT 1 FROM {p}missed WHERE grp = ? AND generation = ? AND source = ? AND topic = ? AND okey = ? AND seq = ?",
     "key_put": "INSERT INTO {p}key (grp, generation, source, topic, okey, last) VALUES (?, ?, ?, ?, ?, 0) ON CONFLICT DO NOTHING",
     "key_set": "UPDATE {p}key SET last = ? WHERE grp = ? AND generation = ? AND source = ? AND topic = ? AND okey = ?",
     "missed_put": "INSERT INTO {p}missed (grp, generation, source, topic, okey, seq) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",

@@ -44,7 +44,6 @@ class Client:
         self._links = Links(self._settings, _wire.Msgpack())
         self._answers = _wire.Json()
         self._ids = Ids()
-        self._member = self._ids.member()
 
     # --- transactions ----------------------------------------------------------------------------------------------------
 
@@ -90,10 +89,13 @@ class Client:
     # --- deliveries ------------------------------------------------------------------------------------------------------
 
     async def fetch(self, group: str, *, max: int = 100, wait: Seconds = 20.0, lease: Seconds = 30.0) -> list[Delivery]:
-        """Take up to `max` (1,000) deliveries; wait at most `wait` (30 s) for the first. Empty when nothing came."""
+        """Take up to `max` (1,000) deliveries; wait at most `wait` (30 s) for the first. Empty when nothing came.
+
+        A client is one hand. Of an ordering key of which an earlier answer has something open nothing more comes: that answer may be lost (R13).
+        """
         wait_s = min(seconds(wait), MAX_FETCH_WAIT_S)
-        body = {"max": max, "wait_s": wait_s, "lease_s": seconds(lease), "member": self._member}
         link, path = self._links.here(), f"/v1/groups/{name_of(group, 'group')}/fetch"
+        body = {"max": max, "wait_s": wait_s, "lease_s": seconds(lease), "member": self._links.member}
         raw = await self._repeat(lambda: link.http.raw("POST", path, body, timeout_s=wait_s + self._timeout_s))
         return self._answers.deliveries(msgspec.json.decode(raw, type=_wire.Deliveries).deliveries, group)
 

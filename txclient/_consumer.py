@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TypeVar, cast
 
-from . import _retry
+from . import _handlers, _retry
 from ._client import Client
 from ._internal import Claims
 from ._member import Handler, Member
@@ -163,6 +163,7 @@ class Consumer:
             await asyncio.gather(task, stop, return_exceptions=True)
 
     def _check(self, handler: Callable[..., object]) -> None:
+        _handlers.check(handler)
         given = 1 if self._inbox is None else 2
         try:
             inspect.signature(handler).bind(*range(given))

@@ -9,6 +9,7 @@ from threading import Lock
 
 from . import _wire
 from ._http import Http
+from ._ids import Ids
 from ._settings import Settings
 from ._stream import Stream
 
@@ -54,6 +55,8 @@ class Links:
         self._lock = Lock()
         self._parents: list[object] = []
         self.seen = Seen()
+        self.member = Ids().member()
+        """The name under which this process fetches. Two of one name are one hand to the coordinator (R13)."""
 
     def here(self) -> Link:
         """The running loop's link. Must be called inside a loop."""
@@ -88,7 +91,8 @@ class Links:
             # The parent's sockets and poll object are shared with us: closing them here, even in a destructor, would cut the parent's
             # connection. So they are kept, never used, until this process ends. The lock may have been held at the fork.
             self._parents.append(self._links)
-            self._links, self._lock, self.seen, self._pid = {}, Lock(), Seen(), os.getpid()
+            self._links, self._lock, self.seen, self.member = {}, Lock(), Seen(), Ids().member()
+            self._pid = os.getpid()
         link = Link(self._settings, self.seen, self._codec)
         with self._lock:
             self._links = {one: kept for one, kept in self._links.items() if not one.is_closed()} | {loop: link}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import inspect
 import logging
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from . import _clock, _wire
 from ._client import Client
 from ._delivery import Delivery, Reject, Retry
 from ._hand import Action, End, Hand, Settle, Start
+from ._handlers import call_blocking, is_async
 from ._ids import Ids
 from ._internal import Claims
 from ._settling import MAX_REASON_CHARS, Settling
@@ -147,11 +147,11 @@ class Member:
             raise Retry(f"no handler of topic {delivery.topic} here: was the group changed?", counts=False)
         if self._inbox is not None:
             await self._inbox.run(delivery, handler)
-        elif inspect.iscoroutinefunction(handler):
+        elif is_async(handler):
             await handler(delivery)
         else:  # threads of our own: the loop's default pool has only a few, and others use it
             context = contextvars.copy_context()
-            await asyncio.get_running_loop().run_in_executor(self._threads, context.run, handler, delivery)
+            await asyncio.get_running_loop().run_in_executor(self._threads, context.run, call_blocking, handler, delivery)
 
     def _finish(self, delivery: Delivery, end: End, counted: str, *, reason: str = "", delay_s: float | None = None, counts: bool = True) -> None:
         self.counts[counted] += 1

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 import aiosqlite
 
-from ..effects import Abort, Begin, Check, Commit, Effect, Sql
+from ..effects import Abort, Begin, Check, Commit, Effect, Reset, Sql
 from ..errors import NotInTransaction
 from .sqlite import NOT_OPEN, commits_by_sql, is_open
 
@@ -65,6 +65,8 @@ class AiosqliteAdapter:
             await finished(self._run("COMMIT", ()) if commits_by_sql(self.conn) else self.conn.commit())
         elif isinstance(effect, Abort) and self.conn.in_transaction:
             await finished(self._run("ROLLBACK", ()) if commits_by_sql(self.conn) else self.conn.rollback())
+        elif isinstance(effect, Reset):
+            self.conn.row_factory, self.conn.text_factory = None, str
         return None
 
     async def _run(self, text: str, args: Any) -> list[Any]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import psycopg
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
-from ..effects import Abort, Begin, Check, Commit, Effect, Sql
+from halfmsg.txclient import UsageError
+
+from ..effects import Abort, Begin, Check, Commit, Effect, Reset, Sql
 from ..errors import NotInTransaction
 
 NOT_OPEN = "no transaction is open on this psycopg connection (it is in autocommit); use `with conn.transaction()`, or autocommit=False"
@@ -26,10 +28,26 @@ def refuse_aborted(conn: Any) -> None:
 
 
 def is_open(conn: Any) -> bool:
-    status = conn.info.transaction_status
-    if status == TransactionStatus.IDLE or status == TransactionStatus.ACTIVE:  # in pipeline mode ACTIVE until a sync
-        return not conn.autocommit
-    return True
+    """To be asked after a sync: before it a pipeline's status is ACTIVE, whatever was sent."""
+    return conn.info.transaction_status != TransactionStatus.IDLE or not conn.autocommit
+
+
+def begin_of(conn: Any) -> str:
+    """The level and the modes that the caller chose for his connection; ours has none, and READ COMMITTED is said (R11)."""
+    words = [f"BEGIN ISOLATION LEVEL {(conn.isolation_level or psycopg.IsolationLevel.READ_COMMITTED).name.replace('_', ' ')}"]
+    if conn.read_only is not None:
+        words.append("READ ONLY" if conn.read_only else "READ WRITE")
+    if conn.deferrable is not None:
+        words.append("DEFERRABLE" if conn.deferrable else "NOT DEFERRABLE")
+    return ", ".join(words)
+
+
+PIPELINES: Final = psycopg.Pipeline.is_supported()
+
+
+def is_piped(conn: Any) -> bool:
+    """Inside the caller's `with conn.pipeline()`: rows and status are there only after a sync, and a nested pipeline is one."""
+    return PIPELINES and conn.pgconn.pipeline_status != PipelineStatus.OFF
 
 
 class PsycopgAdapter:
@@ -43,29 +61,41 @@ class PsycopgAdapter:
         if isinstance(effect, Sql):
             return self._run(effect.text, effect.args)
         if isinstance(effect, Check):
+            self._sync()
             if not is_open(self.conn):
                 raise NotInTransaction(NOT_OPEN)
         elif isinstance(effect, Begin):
             if self.conn.autocommit:
-                self._run("BEGIN ISOLATION LEVEL READ COMMITTED", ())
+                self._run(begin_of(self.conn), ())
         elif isinstance(effect, Commit):
+            self._sync()
             refuse_aborted(self.conn)
             self.conn.commit()
         elif isinstance(effect, Abort):
             self._abort()
+        elif isinstance(effect, Reset):
+            self.conn.row_factory, self.conn.cursor_factory = tuple_row, psycopg.Cursor
+            self._run("DISCARD ALL", ())
         return None
 
     def _run(self, text: str, args: Any) -> list[Any]:
         with psycopg.Cursor(self.conn, row_factory=tuple_row) as cursor:
             cursor.execute(_text(text), args or None, prepare=False)
+            self._sync()
             return cursor.fetchall() if cursor.description else []
 
-    def _abort(self) -> None:
-        if self.conn.info.transaction_status == TransactionStatus.INTRANS:
-            try:
-                self._run(ABORT, ())
-            except psycopg.Error:
+    def _sync(self) -> None:
+        if is_piped(self.conn):
+            with self.conn.pipeline():
                 return
+
+    def _abort(self) -> None:
+        try:
+            self._sync()
+            if self.conn.info.transaction_status == TransactionStatus.INTRANS:
+                self._run(ABORT, ())
+        except psycopg.Error:
+            return
 
     def close(self) -> None:
         self.conn.close()
@@ -82,29 +112,42 @@ class AsyncPsycopgAdapter:
         if isinstance(effect, Sql):
             return await self._run(effect.text, effect.args)
         if isinstance(effect, Check):
+            await self._sync()
             if not is_open(self.conn):
                 raise NotInTransaction(NOT_OPEN)
         elif isinstance(effect, Begin):
             if self.conn.autocommit:
-                await self._run("BEGIN ISOLATION LEVEL READ COMMITTED", ())
+                await self._run(begin_of(self.conn), ())
         elif isinstance(effect, Commit):
+            await self._sync()
             refuse_aborted(self.conn)
             await self.conn.commit()
         elif isinstance(effect, Abort):
             await self._abort()
+        elif isinstance(effect, Reset):
+            self.conn.row_factory, self.conn.cursor_factory = tuple_row, psycopg.AsyncCursor
+            await self._run("DISCARD ALL", ())
         return None
 
     async def _run(self, text: str, args: Any) -> list[Any]:
         async with psycopg.AsyncCursor(self.conn, row_factory=tuple_row) as cursor:
             await cursor.execute(_text(text), args or None, prepare=False)
+            await self._sync()
             return await cursor.fetchall() if cursor.description else []
 
-    async def _abort(self) -> None:
-        if self.conn.info.transaction_status == TransactionStatus.INTRANS:
-            try:
-                await self._run(ABORT, ())
-            except psycopg.Error:
+    async def _sync(self) -> None:
+        if is_piped(self.conn):
+            async with self.conn.pipeline():
                 return
+
+    async def _abort(self) -> None:
+        try:
+            await self._sync()
+            # ACTIVE: a statement of another task is under way; the abort waits in line behind it
+            if self.conn.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.ACTIVE):
+                await self._run(ABORT, ())
+        except psycopg.Error:
+            return
 
     async def close(self) -> None:
         await self.conn.close()
@@ -115,5 +158,10 @@ def _text(text: str) -> Any:
 
 
 def adapter(on: Any) -> PsycopgAdapter | AsyncPsycopgAdapter:
-    conn = on.connection if isinstance(on, (psycopg.Cursor, psycopg.AsyncCursor)) else on
-    return AsyncPsycopgAdapter(conn) if isinstance(conn, psycopg.AsyncConnection) else PsycopgAdapter(conn)
+    """Of a connection, or of what knows its own: a cursor, what `with conn.transaction() as tx` gives. Raises UsageError(unknown_database)."""
+    conn = getattr(on, "connection", on)
+    if isinstance(conn, psycopg.AsyncConnection):
+        return AsyncPsycopgAdapter(conn)
+    if isinstance(conn, psycopg.Connection):
+        return PsycopgAdapter(conn)
+    raise UsageError("unknown_database", f"a {type(on).__module__}.{type(on).__qualname__} is no connection; hand in the psycopg connection")

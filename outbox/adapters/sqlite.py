@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Any, Literal
 
-from ..effects import Abort, Begin, Check, Commit, Effect, Sql
+from ..effects import Abort, Begin, Check, Commit, Effect, Reset, Sql
 from ..errors import NotInTransaction
 
 NOT_OPEN = (
@@ -44,6 +44,8 @@ class SqliteAdapter:
             self._run("COMMIT", ()) if commits_by_sql(self.conn) else self.conn.commit()
         elif isinstance(effect, Abort) and self.conn.in_transaction:
             self._run("ROLLBACK", ()) if commits_by_sql(self.conn) else self.conn.rollback()
+        elif isinstance(effect, Reset):
+            self.conn.row_factory, self.conn.text_factory = None, str
         return None
 
     def _run(self, text: str, args: Any) -> list[Any]:

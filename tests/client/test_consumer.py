@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -114,6 +114,58 @@ async def test_handlers_words_are_told(server: StubServer, client: Client, error
         await server.connections[0].send(deliver(wire(0)))
         await told(server, 1)
         assert (server.ops[0]["op"], server.ops[0]["deliveries"]) == (op, [expected])
+
+
+async def test_p2_stop_iteration_of_a_sync_handler_is_a_nack(server: StubServer, client: Client) -> None:
+    """No future carries it out of a thread: unchanged it would keep the key, the place and the lease for ever."""
+    consumer = Consumer(client, "g")
+
+    @consumer.on("t")
+    def handle(msg: Delivery) -> None:
+        next(iter(()))
+
+    async with serving(server, consumer), asyncio.timeout(5):
+        await server.connections[0].send(deliver(wire(0)))
+        assert await told(server, 1) == ["nack t0"]
+
+
+class Shouting:
+    def __init__(self) -> None:
+        self.heard: list[int] = []
+
+    async def __call__(self, msg: Delivery) -> None:
+        self.heard.append(msg.offset)
+
+
+async def test_p2_object_with_an_async_call_is_a_handler(server: StubServer, client: Client) -> None:
+    """It is awaited before the ack."""
+    consumer, handler = Consumer(client, "g"), Shouting()
+    consumer.on("t")(handler)
+    async with serving(server, consumer):
+        await server.connections[0].send(deliver(wire(0)))
+        assert await told(server, 1) == ["ack t0"]
+    assert handler.heard == [0]
+
+
+async def test_p2_handler_that_only_makes_a_coroutine_is_not_acked(server: StubServer, client: Client) -> None:
+    """A wrapper that forgot its `async` has done nothing: a failure, with the reason in the attempt's record."""
+    consumer, handler = Consumer(client, "g"), Shouting()
+    consumer.on("t")(lambda msg: handler(msg))  # noqa: PLW0108 - the wrapper is what is tested
+    async with serving(server, consumer):
+        await server.connections[0].send(deliver(wire(0)))
+        assert await told(server, 1) == ["nack t0"]
+        assert "wrong_colour" in server.ops[0]["deliveries"][0]["reason"]
+
+
+def test_p2_generator_is_no_handler(client: Client) -> None:
+    """Calling one runs nothing: refused at decoration."""
+
+    def handle(msg: Delivery) -> Iterator[None]:
+        yield
+
+    with pytest.raises(UsageError) as caught:
+        Consumer(client, "g").on("t")(handle)
+    assert caught.value.code == "wrong_colour"
 
 
 async def test_other_exception_is_a_nack_with_type_text_and_place(server: StubServer, client: Client) -> None:

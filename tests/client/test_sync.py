@@ -102,6 +102,24 @@ def test_forked_child_makes_its_own_connection(served: Served) -> None:
     client.sync.close()
 
 
+def test_p7_forked_child_is_a_member_of_its_own(served: Served) -> None:
+    """Parent and child that fetch under one name would be one hand to the coordinator, and overtake each other."""
+    client = Client(served.stub.url)
+    served.stub.http = lambda request, body: (200, {"deliveries": []})
+    assert client.sync.fetch("g", wait=0) == []
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(len(client.sync.fetch("g", wait=0)))
+        except BaseException:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert client.sync.fetch("g", wait=0) == []
+    parent, forked, again = [body["member"] for _, path, body in served.stub.requests if path.endswith("/fetch")]
+    assert parent == again != forked
+    client.sync.close()
+
+
 def test_client_is_used_from_a_loop_and_the_portal_at_once(served: Served) -> None:
     """Each loop has its own link; closing closes them all."""
     client = Client(served.stub.url)

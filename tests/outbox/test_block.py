@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 
 from halfmsg import Client, Message, Outbox, UsageError
 from halfmsg.outbox import fence
 from halfmsg.txclient import transaction_digest
 
-from .sides import Side, closing, plain, settled, sqlite_side
+from .sides import Side, closing, plain, postgres_side, settled, sqlite_side
 
 
 @asynccontextmanager
@@ -190,6 +191,24 @@ async def test_not_awaited_publish_rolls_the_block_back(database: Side, owner: s
     assert database.counts() == (1, 0, 0)
 
 
+async def test_r16_publish_that_is_begun_and_not_awaited_rolls_the_block_back(database: Side, owner: str) -> None:
+    """Its rows would miss the fence, or come after the commit: nothing is committed, and what is left of it writes nothing later."""
+    on = await on_of(database, owner)
+    async with closing(database.outbox()) as outbox:
+        with pytest.raises(UsageError) as caught:
+            async with outbox.transaction(*on) as tx:
+                await database.business(tx.conn)
+                begun = asyncio.create_task(tx.publish("s", 1, key="k"))
+                await asyncio.sleep(0)
+        await asyncio.wait({begun})
+        assert caught.value.code == "not_awaited"
+        assert begun.exception() is not None
+        for conn in on:
+            await database.commit(conn)
+    assert database.counts() == (0, 0, 0)
+    assert database.last_number() == 0
+
+
 async def test_wrong_colour_names_the_other_block(side: Side) -> None:
     """A sync connection in `async with`, or the other way round, is refused, and the text has the right one."""
     conn = await side.connect()
@@ -304,3 +323,33 @@ def test_p9_block_is_too_large_before_its_commit(tmp_path: Path) -> None:
     with outbox.transaction() as tx:
         assert tx.conn.execute("SELECT count(*) FROM halfmsg_out").fetchone() == (0,)
     outbox._home.close_sync()
+
+
+async def test_p2_search_path_set_inside_a_block_is_refused_at_its_end(server: str) -> None:
+    """The messages stand in one schema's tables and the fence would be laid in another's: nothing would be left to send."""
+    side, tenant = postgres_side(server, "psycopg"), postgres_side(server, "psycopg")
+    outbox, schema = side.outbox(), tenant.read("SELECT current_schema()")[0][0]
+    with pytest.raises(UsageError) as caught, outbox.transaction() as tx:
+        await side.business(tx.conn)
+        tx.publish("s", 1, key="k")
+        tx.conn.execute(f"SET search_path TO {schema}")
+    outbox._home.close_sync()
+    assert caught.value.code == "other_database"
+    assert side.counts() == tenant.counts() == (0, 0, 0)
+    await side.close()
+    await tenant.close()
+
+
+@pytest.mark.parametrize("autocommit", [True, False])
+async def test_block_keeps_the_isolation_that_the_connection_was_given(server: str, autocommit: bool) -> None:
+    """SERIALIZABLE was chosen for a reason: a block on that connection is not quietly READ COMMITTED."""
+    side = postgres_side(server, "psycopg")
+    conn = await side.connect(autocommit=autocommit)
+    conn.isolation_level, conn.deferrable = psycopg.IsolationLevel.SERIALIZABLE, True
+    with side.outbox().transaction(conn) as tx:
+        tx.publish("u", 1)
+        assert conn.execute("SELECT current_setting('transaction_isolation'), current_setting('transaction_deferrable')").fetchone() == (
+            "serializable", "on",
+        )  # fmt: skip
+    assert side.counts() == (0, 1, 1)
+    await side.close()

@@ -219,6 +219,46 @@ def _raise(error: Exception) -> None:
     raise error
 
 
+async def test_p2_handler_that_raises_stop_iteration_has_failed(side: Side) -> None:
+    """A `next` that finds nothing, in a thread: no future carries a StopIteration, so the delivery would be in hand for ever."""
+    if side.is_async:
+        pytest.skip("a coroutine cannot raise it")
+    delivery = unordered()
+    async with inbox_of(side) as inbox, asyncio.timeout(5):
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            await inbox.run(delivery, lambda delivery, conn: next(iter(())))
+        await inbox.run(delivery, effect(side))
+    assert side.count("business") == 1
+
+
+class Booking:
+    """A handler that is an object."""
+
+    def __init__(self, side: Side) -> None:
+        self.side = side
+
+    async def __call__(self, delivery: Delivery, conn: Any) -> None:
+        await side_insert(self.side, conn, delivery.id)
+
+
+async def test_p2_object_with_an_async_call_is_a_handler(database: Side) -> None:
+    """Its coroutine is awaited: called as a `def` it would run nothing, and the claim would commit alone."""
+    async with inbox_of(database) as inbox:
+        await inbox.run(unordered(), Booking(database))
+    assert (database.count("business"), database.count("halfmsg_inbox")) == (1, 1)
+
+
+async def test_p2_handler_that_only_makes_a_coroutine_is_not_done(side: Side) -> None:
+    """A wrapper that forgot its `async`: the delivery fails and the claim is undone, so a mended one still does the work."""
+    delivery, booking = unordered(), Booking(side)
+    async with inbox_of(side) as inbox:
+        with pytest.raises(UsageError) as caught:
+            await inbox.run(delivery, lambda *given: booking(*given))  # noqa: PLW0108 - the wrapper is what is tested
+        assert (caught.value.code, side.count("halfmsg_inbox")) == ("wrong_colour", 0)
+        await inbox.run(delivery, effect(side))
+    assert side.count("business") == 1
+
+
 @pytest.mark.parametrize("ends", ["commit", "rollback"])
 async def test_handler_that_ends_its_transaction_is_an_error(side: Side, ends: str) -> None:
     """A handler that commits or rolls back by itself breaks the one commit: handler_ended_transaction."""
@@ -226,6 +266,47 @@ async def test_handler_that_ends_its_transaction_is_an_error(side: Side, ends: s
         with pytest.raises(UsageError) as caught:
             await inbox.run(unordered(), handler_of(side, lambda delivery, conn: getattr(conn, ends)()))
     assert caught.value.code == "handler_ended_transaction"
+
+
+@pytest.mark.parametrize("delivery", [unordered(), ordered(1), ordered(1, redriven=True)], ids=["unordered", "ordered", "redriven"])
+async def test_p2_handler_that_commits_and_then_fails_is_a_dead_letter(side: Side, delivery: Delivery) -> None:
+    """Its claim is committed, so a second delivery would be a repeat, acked: what it had still to do would be gone, and nobody told."""
+
+    def work(delivery: Delivery, conn: Any) -> Any:
+        done = side_insert(side, conn, delivery.id)
+        if side.is_async:
+            return _commit_then_raise(done, conn)
+        conn.commit()
+        return _raise(ZeroDivisionError())
+
+    async with inbox_of(side) as inbox:
+        if delivery.redriven:
+            await inbox.run(ordered(2, missed=[1]), effect(side))
+        with pytest.raises(Reject, match=r"handler_ended_transaction.*ZeroDivisionError"):
+            await inbox.run(delivery, handler_of(side, work))
+
+
+async def _commit_then_raise(done: Any, conn: Any) -> None:
+    await done
+    await conn.commit()
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("delivery", [unordered(), ordered(1), ordered(1, redriven=True)], ids=["unordered", "ordered", "redriven"])
+async def test_p6_handler_whose_transaction_was_ended_under_it_is_delivered_again(side: Side, delivery: Delivery) -> None:
+    """Rolled back by itself, as a refused publish does on SQLite, and then an error: nothing is claimed, and the error is as it was."""
+
+    def work(delivery: Delivery, conn: Any) -> Any:
+        rolled = conn.rollback()
+        return _then_raise(rolled, ZeroDivisionError()) if side.is_async else _raise(ZeroDivisionError())
+
+    async with inbox_of(side) as inbox:
+        if delivery.redriven:
+            await inbox.run(ordered(2, missed=[1]), effect(side))
+        with pytest.raises(ZeroDivisionError):
+            await inbox.run(delivery, handler_of(side, work))
+        await inbox.run(delivery, effect(side))
+    assert side.count("business") == 1 + delivery.redriven
 
 
 async def test_p2_handler_that_swallows_a_database_error_is_not_done(postgres: Side) -> None:

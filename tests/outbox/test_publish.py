@@ -127,6 +127,23 @@ async def test_cursor_may_be_handed_in(side: Side) -> None:
     assert side.counts() == (0, 1, 1)
 
 
+async def test_transaction_of_psycopg_may_be_handed_in(side: Side) -> None:
+    """`with conn.transaction() as tx` gives an object that knows its connection; what knows none is refused by name."""
+    if side.dialect == "sqlite":
+        pytest.skip("SQLite's drivers have no such object")
+    conn = await side.connect(autocommit=True)
+    if side.is_async:
+        async with conn.transaction() as tx:
+            assert (await by_publish(side.outbox(), tx)).sequence == 1
+    else:
+        with conn.transaction() as tx:
+            assert (await by_publish(side.outbox(), tx)).sequence == 1
+    assert side.counts() == (0, 1, 1)
+    with pytest.raises(UsageError) as caught:
+        side.outbox().publish(conn.info, "u", 1)
+    assert caught.value.code == "unknown_database"
+
+
 async def test_factories_of_the_caller_do_not_matter(side: Side) -> None:
     """Row factory, text factory and cursor class of the caller's connection shape his rows, not ours."""
     conn = await side.connect()

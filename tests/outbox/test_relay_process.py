@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import sqlite3
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -120,6 +122,21 @@ async def test_install_fills_tables_that_a_migration_made(empty: Side) -> None:
     assert empty.count("halfmsg_lane") == 64
 
 
+@pytest.mark.parametrize("look", [admin.waiting, lambda url: admin.resend(url, 0)])
+def test_p2_misspelt_file_does_not_say_that_nothing_waits(look: Callable[[str], object], tmp_path: Path) -> None:
+    """Neither a file nor tables are made by looking; what is not there is said."""
+    url = f"sqlite:///{tmp_path}/order.db"
+    with pytest.raises(UsageError, match=r"no file .*order\.db") as caught:
+        look(url)
+    assert (caught.value.code, list(tmp_path.iterdir())) == ("bad_url", [])
+    assert "no file" in admin.verify(url)[0] and list(tmp_path.iterdir()) == []
+    with contextlib.closing(sqlite3.connect(tmp_path / "order.db")) as conn:
+        conn.execute("CREATE TABLE another (id)")
+        with pytest.raises(UsageError, match="outbox install"):
+            look(url)
+        assert conn.execute("SELECT name FROM sqlite_master").fetchall() == [("another",)]
+
+
 async def test_schema_is_what_install_runs(database: Side) -> None:
     """`Outbox.schema` gives the same DDL, for one's own migrations; another dialect is refused by name."""
     outbox = Outbox(Client(NOWHERE), "orders", database.url)
@@ -158,7 +175,7 @@ def test_database_that_relay_and_service_cannot_share_is_refused(url: object, co
 def test_looking_makes_no_database(tmp_path: Path) -> None:
     """`outbox ls` and `outbox verify` of a mistyped path say so, and leave no file."""
     file = tmp_path / "mistyped.db"
-    assert len(admin.verify(f"sqlite:///{file}")) == len(NAMES)
-    with pytest.raises(UsageError) as caught:
+    assert [str(file) in line for line in admin.verify(f"sqlite:///{file}")] == [True]
+    with pytest.raises(UsageError, match="there is no file") as caught:
         admin.waiting(f"sqlite:///{file}")
-    assert caught.value.code == "schema_missing" and not list(tmp_path.iterdir())
+    assert caught.value.code == "bad_url" and not list(tmp_path.iterdir())

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import time
 from uuid import uuid4
 
-from halfmsg import Answer, Outbox, Verdict
+import msgspec
+import pytest
+
+from halfmsg import Answer, Outbox, Responder, Verdict
 from halfmsg.checkback import Question
 from halfmsg.checkback.answers import Missing
+from halfmsg.outbox import _clock
 
 from .sides import Side, closing, plain, settled
 
@@ -38,6 +44,17 @@ async def test_r28_fifty_questions_with_ten_locked_rows(postgres: Side) -> None:
     assert {answers[id].verdict for id in done} == {Verdict.COMMITTED}
     assert {answers[id] for id in locked} == {Answer(Verdict.RUNNING)}
     assert {answers[id] for id in absent} == {Answer(Verdict.ROLLED_BACK)}
+
+
+async def test_r28_slow_database_is_answered_for_in_part(database: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second a row: what was read within the budget is the answer. A whole one comes when the asker has gone, at every question."""
+    async with closing(database.outbox()) as outbox:
+        done = [await committed(database, outbox, f"k{n}") for n in range(20)]
+        now = iter(range(1_000))
+        monkeypatch.setattr(_clock, "monotonic", lambda: next(now) / 2)
+        answers = await outbox.decide([Question(id, 0, None) for id in done])
+        assert {answer.verdict for answer in answers.values()} == {Verdict.COMMITTED}
+        assert 5 <= len(answers) <= 8
 
 
 async def test_r28_lock_wait_is_bounded_on_sqlite(file: Side) -> None:
@@ -90,6 +107,20 @@ async def test_r28_replica_says_what_is_proven_and_leaves_the_rest_out(postgres:
     async with closing(Outbox(postgres.outbox().client, "orders", replica)) as outbox:
         answers = await outbox.decide([Question(str(uuid4()), 0, None), Question(there, 0, None)])
     assert list(answers) == [there]
+
+
+async def test_p9_questions_at_a_blocking_mount_leave_no_connections(database: Side) -> None:
+    """Under Flask, Django or WSGI each question is answered in a loop of its own: what it opened must not stay open behind it."""
+    async with closing(database.outbox()) as outbox:
+        responder = Responder(outbox)
+
+        def ask() -> int:
+            body = msgspec.json.encode({"type": "check", "transactions": [{"id": str(uuid4()), "mark": 0}]})
+            assert b"rolled_back" in responder.answer_sync({}, body).body
+            return len(os.listdir("/proc/self/fd"))
+
+        opened = [await asyncio.to_thread(ask) for _ in range(6)]
+    assert opened[-1] <= opened[0]
 
 
 async def test_r5_holder_of_a_number_is_named(database: Side) -> None:
