@@ -63,13 +63,13 @@ class Program:
 
     def wait_up(self) -> None:
         """Until it answers. Raises Stuck; one that has ended by itself is Stuck too, but not one that a fail point killed."""
-        wait_for(lambda: self.ended() == -signal.SIGKILL or self._up_or_raise(), START_S, f"{self.name} did not start; its log is {self.log}")
+        wait_for(self._is_up_or_killed, START_S, f"{self.name} did not start; its log is {self.log}")
 
-    def _up_or_raise(self) -> bool:
+    def _is_up_or_killed(self) -> bool:
         code = self.ended()
-        if code is not None:
+        if code not in (None, -signal.SIGKILL):
             raise Stuck(f"{self.name} ended with {code}; its log is {self.log}")
-        return self.is_up(self)
+        return code is not None or self.is_up(self)
 
     def ended(self) -> int | None:
         """Its exit code, negative for a signal; None while it runs."""
