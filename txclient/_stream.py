@@ -172,6 +172,7 @@ class Stream:
         return self._wanted()
 
     async def _connect(self) -> aiohttp.ClientWebSocketResponse:
+        """Raises HalfmsgError alone: whatever else came out of here would end the stream, and its consumers, for good."""
         address = self._http.address("/v1/stream")
         try:
             async with asyncio.timeout(HELLO_TIMEOUT_S):
@@ -184,7 +185,9 @@ class Stream:
                     await ws.close()
                     raise
                 return ws
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+        except HalfmsgError:
+            raise
+        except Exception as error:  # also aiohttp's AssertionError where the connection breaks right behind the upgrade
             raise failure(error, self._url) from error
 
     async def _welcome(self, ws: aiohttp.ClientWebSocketResponse) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+import aiohttp
 import msgspec
 import pytest
 
@@ -132,6 +133,22 @@ async def test_op_waits_for_a_coordinator_that_comes_back(server: StubServer) ->
             await client.op({"op": "commit", "id": "1" * 32}, retry=False)
         await server.start()
         assert (await call).state == "committed"
+
+
+async def test_p2_connection_that_breaks_behind_its_upgrade_is_made_again(
+    server: StubServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """aiohttp asserts that the transport is still there. (Found by seed 161 of the simulation: the stream ended, and its consumer with it.)"""
+    real, broken = aiohttp.ClientSession.ws_connect, [AssertionError(), AttributeError("get_extra_info")]
+
+    def connect(session: aiohttp.ClientSession, *args: Any, **kwargs: Any) -> Any:
+        if broken:
+            raise broken.pop()
+        return real(session, *args, **kwargs)
+
+    monkeypatch.setattr(aiohttp.ClientSession, "ws_connect", connect)
+    assert (await client.send("t", 1)).state == "committed"
+    assert not broken
 
 
 async def test_refused_token_fails_at_once(server: StubServer, client: Client) -> None:
