@@ -90,7 +90,7 @@ class HttpWay:
             async with request as response:
                 answer = await _read_limited(response)
                 return "answer too large" if answer is None else _Got(response.status, response.headers, answer)
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        except Exception as error:  # whatever it is, it is no answer; aiohttp asserts, too
             return _why(error)
 
     def _is_signed(self, got: _Got, message_id: str) -> bool:

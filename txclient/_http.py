@@ -51,7 +51,7 @@ class Http:
                 method, url, data=data, headers=headers, params=params, timeout=timeout, allow_redirects=False
             ) as answer:
                 content = await answer.read()
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+        except Exception as error:  # aiohttp asserts, too, where a connection breaks at the wrong moment
             raise failure(error, self._settings.url) from error
         self._told_time(_whole(answer.headers.get("Halfmsg-Time")))
         if 200 <= answer.status < 300:
