@@ -99,6 +99,7 @@ class _Forks:
         if pid == 0:
             _run(order)
         self.running.add(pid)
+        self.codes.pop(pid, None)  # numbers come round: what stands here is another's
         return pid
 
     def wait(self, pid: int, limit_s: float) -> int | None:
