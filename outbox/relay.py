@@ -111,12 +111,14 @@ class Relay:
             self._wake.clear()
 
     async def tick(self) -> Report:
-        """One pass: commits of prepared ones, then rows that wait."""
+        """One pass: commits of prepared ones, then rows that wait. What a cancelled one has done counts in the totals too."""
         report = Report()
-        await self._commit_halves(report)
-        await self._submit_rows(report)
-        for name in Report.__struct_fields__:
-            setattr(self.totals, name, getattr(self.totals, name) + getattr(report, name))
+        try:
+            await self._commit_halves(report)
+            await self._submit_rows(report)
+        finally:
+            for name in Report.__struct_fields__:
+                setattr(self.totals, name, getattr(self.totals, name) + getattr(report, name))
         return report
 
     async def drain(self, timeout_s: float) -> int:

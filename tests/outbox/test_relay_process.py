@@ -20,6 +20,7 @@ from halfmsg.coordinator.app import Coordinator
 from halfmsg.outbox import Outbox, admin
 from halfmsg.outbox.relay import Relay
 from halfmsg.outbox.tables import NAMES
+from tests.support.serving import eventually
 
 from .sides import NOWHERE, Side, plain
 from .test_relay import bodies, publish, unsent
@@ -62,6 +63,7 @@ async def test_p2_relay_process_hands_over_and_ends_on_sigterm(database: Side, c
     process = await start()
     await publish(database, plain("k", "one"), plain("k", "two"))
     assert await bodies(client, 2) == ["one", "two"]
+    await eventually(lambda: unsent(database) == [None, None], "the relay marking what it has handed over")
     process.send_signal(signal.SIGTERM)
     out, _ = await asyncio.wait_for(process.communicate(), 20)
     assert process.returncode == 0
