@@ -244,5 +244,3 @@ class Answers:
             request.send_header(name, value)
         request.end_headers()
         request.wfile.write(body)
-
-

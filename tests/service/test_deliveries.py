@@ -647,8 +647,6 @@ def test_p8_every_damaged_part_is_seen(plain: World, column: str) -> None:
     assert _rows(plain, "SELECT reason FROM dead") == [(5,)]
 
 
-
-
 @pytest.mark.parametrize(
     "column",
     [

@@ -161,5 +161,3 @@ def test_p2_p8_kept_files_messages_are_all_delivered(first: Path, tmp_path: Path
     assert {id: world.find(bytes.fromhex(id)).state.word for id in expected["states"]} == expected["states"]
     world.store.close()
     changed_by_hand(path)
-
-

@@ -20,9 +20,7 @@ def test_states_page_is_drawn_from_the_table() -> None:
 def test_tests_named_on_the_reliability_page_exist() -> None:
     """A promise stands on tests that can be run."""
     page = source.ROOT.joinpath("docs/reliability.md").read_text(encoding="utf-8")
-    there = {
-        node.name for file in source.files("tests") for node in ast.walk(file.tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    }
+    there = {node.name for file in source.files("tests") for node in ast.walk(file.tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
     files = {file.name for file in source.files("tests")}
     named = set(re.findall(r"`(?:tests/[\w/]+\.py::)?(test_\w+)`", page))
     assert sorted(named - there) == []

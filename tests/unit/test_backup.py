@@ -346,5 +346,3 @@ def test_doctor_tells_of_a_restore(path: Path, tmp_path: Path) -> None:
         told = doctor.restored(conn)
     expected = {"at": RESTORED_MS, "backup_at": START_MS, "again": 1, "again_ids": ["72" * 16], "waiting_keys": 1}
     assert told == expected
-
-
