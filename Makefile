@@ -46,7 +46,7 @@ types: $(STAMP)  ## mypy --strict
 
 cover: $(STAMP)  ## the tests, measured with their child processes; branch coverage
 	@$(PY) -m coverage erase
-	@$(PY) -m coverage run -m pytest $(ARGS)
+	@$(PY) -m coverage run -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 	@$(PY) -m coverage combine --quiet
 	@$(PY) -m coverage report
 
