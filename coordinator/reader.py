@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from .errors import Problem
 from .store.sqlite import file
 from .store.sqlite.backend import meaning
@@ -44,6 +46,8 @@ class Reader:
             if found is error:
                 raise
             raise Problem("storage_unavailable", f"the store cannot be read: {found}") from error
+        except msgspec.MsgspecError as error:  # a row that does not decode: half a page was read, or it is damaged
+            raise Problem("storage_unavailable", f"the store cannot be read: {error}") from error
         finally:
             self._end_snapshot()
 

@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from halfmsg.coordinator.env import Env
@@ -130,4 +131,6 @@ async def test_read_that_fails_is_refused_and_the_next_one_is_answered(tmp_path:
         with pytest.raises(Problem, match="storage_unavailable: the store cannot be read: SQLITE_IOERR_READ"):
             await reader.run(lambda tx, ended=ended: fails(tx, ended=ended))
         assert await reader.run(lambda tx: tx.one("SELECT 7")[0]) == 7
+    with pytest.raises(Problem, match="storage_unavailable: the store cannot be read: JSON is malformed"):
+        await reader.run(lambda tx: msgspec.json.decode(b'{"a": \0'))
     await reader.close()
