@@ -28,8 +28,8 @@ class Operation:
     """`function`: of the service, as a fail point names it. `points`: those it passes, besides those of every transaction; `@2` is the second
     time. `first` readies the store, and ends at the fail point `first_until` if one is named. `until`: the control ends at this fail point,
     for what does not stay as it is. `verdict`: what the producer answers. `said_again`: statuses besides success that a repeat may get.
-    `grows`: tables in which each question leaves a line of its own, so that a repeat has two. `aged`: SQL that lets time
-    pass for the readied store.
+    `grows`: tables in which each question leaves a line of its own, so that a repeat has two. `asked_beside`: the poller may claim
+    what it wakes in the same commit or in the next. `aged`: SQL that lets time pass for the readied store.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Operation:
     verdict: Mapping[str, Any] | None = None
     said_again: tuple[int, ...] = ()
     grows: tuple[str, ...] = ()
+    asked_beside: bool = False
     aged: LiteralString = ""
     writes: bool = True
     in_groups: bool = True
@@ -337,7 +338,10 @@ OPERATIONS: Final = (
     Operation("producer made", "producers.put", (), ask("PUT", "/v1/producers/new", {})),
     Operation("producer removed", "producers.remove", (), ask("DELETE", "/v1/producers/new"), ask("PUT", "/v1/producers/new", {}), said_again=(404,)),
     Operation("hello", "producers.hello", (), say(HELLO)),
-    Operation("hello wakes a parked one", "producers.hello", (), say(HELLO), parked(1), until="committed:producers.hello", grows=("tx_note",)),
+    Operation(
+        "hello wakes a parked one", "producers.hello", (), say(HELLO), parked(1), until="committed:producers.hello", grows=("tx_note",),
+        asked_beside=True,
+    ),
     Operation("beat", "producers.beat", (), say(HELLO, BEAT), say(HELLO)),
     # what writes nothing
     Operation("long poll", "groups.get", (), ask("POST", "/v1/groups/on-notes/fetch", {"wait_s": 0.1}), writes=False),
