@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -448,3 +449,14 @@ def test_doctor_on_a_file_that_is_no_store_is_one_line(tmp_path: Path) -> None:
         done = run("doctor", "--store", name)
         assert done.exit_code == 1
         assert "Traceback" not in done.output and name in done.output
+
+
+def test_a_database_of_something_else_is_named_so_and_nobody_is_told_to_replace_it(tmp_path: Path) -> None:
+    """`doctor`, `restore` and `backup` on a service's own database, typed for the store's name."""
+    with sqlite3.connect(tmp_path / "orders.db") as db:
+        db.execute("CREATE TABLE orders (id TEXT PRIMARY KEY)")
+    for words in ("doctor --store orders.db", "restore orders.db --store new.db", "backup b.db --store orders.db"):
+        done = run(*words.split())
+        assert done.exit_code == 1
+        assert "orders.db is a SQLite file of something else. Name " in done.output and "--replace" not in done.output
+    assert not (tmp_path / "new.db").exists() and not (tmp_path / "b.db").exists()
