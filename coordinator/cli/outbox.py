@@ -39,8 +39,9 @@ def _told(command: Callable[..., Any]) -> Callable[..., Any]:
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
-            wrong_usage = getattr(error, "code", None) is not None or isinstance(error, ValueError)
-            raise Failure(f"{type(error).__name__}: {str(error).strip() or 'no details'}", 2 if wrong_usage else 1) from error
+            code, text = getattr(error, "code", None), getattr(error, "text", None)
+            words = f"{text} ({code})" if text and code else f"{type(error).__name__}: {str(error).strip() or 'no details'}"
+            raise Failure(words, 2 if code is not None or isinstance(error, ValueError) else 1) from error
 
     return inner
 
@@ -99,7 +100,11 @@ def resend(url: str, since: str) -> None:
 
     Harmless for what it still knows: same ids, same numbers. Exit code 1 if there are some whose bodies only the coordinator had.
     """
-    done = later(ADMIN, "resend", "outbox resend")(url, ms_of(since) - MARK_MARGIN_MS)
+    try:
+        since_ms = ms_of(since)
+    except ValueError as error:
+        raise Failure(f"--since {since!r} is not a time such as 2026-11-21T15:13:16.412Z. `halfmsg restore` prints the right one", 2) from error
+    done = later(ADMIN, "resend", "outbox resend")(url, since_ms - MARK_MARGIN_MS)
     click.echo(f"{done.again} will be handed over again by the relay")
     for each in done.bodiless:
         number = f"  number {each.sequence}" if each.sequence is not None else ""

@@ -106,6 +106,20 @@ def test_what_is_known_and_not_built_says_so_by_name(words: str) -> None:
     assert words.partition(" ")[0] in done.output
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("ls nonsense", "halfmsg: 'nonsense' is not known here; there are sqlite:///FILE and postgresql://… (unknown_database)\n"),
+        ("resend sqlite:///x.db --since now", "halfmsg: --since 'now' is not a time such as 2026-11-21T15:13:16.412Z. "
+         "`halfmsg restore` prints the right one\n"),
+    ],
+)  # fmt: skip
+def test_what_outbox_commands_refuse_is_a_line_for_people(words: str, told: str) -> None:
+    """Without the name of a Python class."""
+    done = run("outbox", *words.split())
+    assert (done.exit_code, done.stderr) == (2, told)
+
+
 def test_an_unknown_command_is_wrong_usage() -> None:
     assert run("nonsense").exit_code == 2
 
