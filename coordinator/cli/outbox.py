@@ -14,7 +14,7 @@ from .lazy import Failure, Noun, later
 MARK_MARGIN_MS = 3_600_000
 """A transaction's mark is the newest time of the coordinator that its client had seen, so it may be older than the transaction."""
 ADMIN = "halfmsg.outbox.admin"
-NOT_BUILT = {"retry": "The relay tries again by itself", "drop": "Refused rows stay listed: halfmsg outbox ls URL"}
+NOT_BUILT = {"drop": "Refused rows stay listed: halfmsg outbox ls URL"}
 COLUMNS: tuple[Column, ...] = (
     ("id", lambda item: item["id"]),
     ("topic", lambda item: item.get("topic")),
@@ -111,6 +111,14 @@ def resend(url: str, since: str) -> None:
         click.echo(f"{each.id}{number}  was prepared first: its body is not here. If the coordinator does not know it, send it anew")
     if done.bodiless:
         raise click.exceptions.Exit(1)
+
+
+@outbox.command()
+@click.argument("url")
+@_told
+def retry(url: str) -> None:
+    """Hand over again what the coordinator refused, once the reason is gone: a topic or a producer that was not made."""
+    click.echo(f"{later(ADMIN, 'retry', 'outbox retry')(url)} will be handed over again by the relay")
 
 
 @outbox.command()

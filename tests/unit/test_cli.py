@@ -96,7 +96,7 @@ def test_the_table_of_commands_says_what_the_commands_say() -> None:
 @pytest.mark.parametrize(
     "words",
     ["group seek inventory --to earliest", "key skip t k --to 3", "dlq redrive --group g", "dlq drop 3", "token create --scope x", "sink ls", "audit",
-     "migrate --check", "producer rotate-secret p", "outbox retry URL", "consume a:b"],
+     "migrate --check", "producer rotate-secret p", "outbox drop URL", "consume a:b"],
 )  # fmt: skip
 def test_what_is_known_and_not_built_says_so_by_name(words: str) -> None:
     """A misspelt command and a missing one are two answers."""
