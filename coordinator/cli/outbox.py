@@ -85,7 +85,7 @@ def verify(url: str) -> None:
 @click.argument("target", metavar="MODULE:OUTBOX")
 @_told
 def relay(target: str) -> None:
-    """Hand over, answer check-backs, clean up, until Ctrl-C."""
+    """Hand over and answer check-backs, until Ctrl-C."""
     if ":" not in target:
         raise click.UsageError(f"{target!r} is not MODULE:OUTBOX, e.g. orders:outbox")
     raise click.exceptions.Exit(later(ADMIN, "relay", "outbox relay")(target) or 0)
