@@ -23,6 +23,7 @@ from click.testing import CliRunner, Result
 from halfmsg.coordinator import doctor
 from halfmsg.coordinator.cli import COMMANDS, cli, common, publish, tail
 from halfmsg.coordinator.cli import http as remote
+from halfmsg.coordinator.cli.tx import COLUMNS
 from halfmsg.coordinator.errors import CODES
 
 HELP_S_MAX = 0.150
@@ -122,6 +123,12 @@ def test_what_outbox_commands_refuse_is_a_line_for_people(words: str, told: str)
 
 def test_an_unknown_command_is_wrong_usage() -> None:
     assert run("nonsense").exit_code == 2
+
+
+def test_a_misspelt_command_is_told_the_near_one() -> None:
+    for words, near in (("pubish t x", "'publish'"), ("tx list", "'ls'")):
+        done = run(*words.split())
+        assert done.exit_code == 2 and f"Did you mean {near}?" in done.stderr
 
 
 # --- settings ---
@@ -290,6 +297,17 @@ def test_lists_are_json_lines_or_plain_lines_and_tell_the_next_page(canned: Any)
     assert (done.stdout, done.exit_code) == ("", 0)
 
 
+def test_an_id_is_on_one_line_of_a_narrow_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is copied into the next command; the other columns give way."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    id = "01a22855-43dc-7039-9bcc-18b76b733a2d"
+    item = {"id": id, "state": "rolled_back", "prepared_at": "2026-01-01T00:00:00Z", "producer": "a-service", "messages": [{"topic": "t" * 40}]}
+    common.rows([item], COLUMNS, as_json=False, empty="")
+    shown = capsys.readouterr().out
+    assert id in shown and "rolled_back" in shown and "t" * 40 not in shown
+
+
 def test_names_are_quoted_in_paths(canned: Any) -> None:
     """A key may have any character."""
     _ask(canned, "key", "show", "t", "a/b c?", body={"items": []})
@@ -417,6 +435,7 @@ def test_a_tour_from_topic_to_doctor(coordinator: tuple[str, Path]) -> None:
     assert "key=k" in _ok(url, "tail", "--group", "readers", "--from", "earliest", "--max", "1")
     assert sent["transaction_id"] in _ok(url, "tx", "ls", "--state", "committed", "--older", "0s")
     assert "offset 0" in _ok(url, "tx", "show", sent["transaction_id"])
+    assert "offset 0" in _ok(url, "tx", "show", sent["id"])
     assert "arrival\t2\t1\t" in _ok(url, "topic", "ls")
     assert "86400" in _ok(url, "topic", "set", "mail", "--retention", "1d")
     assert "readers\tmail\t1\t" in _ok(url, "group", "ls")
