@@ -66,6 +66,10 @@ def backup(store: Path, target: Path, *, now_ms: int, version: str, progress: Pr
     _drop_stale(target.parent)
     if target.exists():
         raise StartError(f"{target} exists, and a backup overwrites nothing", "Name another file")
+    if not target.parent.is_dir():
+        raise StartError(f"there is no folder {target.parent}", "Make it, or name another file")
+    if not os.access(target.parent, os.W_OK):
+        raise StartError(f"cannot write to the folder {target.parent}", "Make it writable, or name another file")
     part = target.with_name(f".{target.name}{_PART}{os.getpid()}")
     try:
         _copy(store, part, progress)
@@ -117,7 +121,7 @@ def _restore(source: Path, store: Path, *, replace: bool, accept_loss: bool, now
 def _check_source(path: Path, *, accept_loss: bool = False, live: bool = True) -> None:
     """Is there a store of ours, whole as far as bytes tell? A running one is judged by its coordinator's start."""
     if not path.is_file():
-        raise StartError(f"there is no file {path}", "Name the store's file")
+        raise StartError(f"there is no file {path}", f"Name the {'store' if live else 'backup'}'s file")
     if file.in_use(path):
         if not live:
             raise StartError(f"{path} is in use by a coordinator", f"Take a backup of it: halfmsg backup FILE --store {path}", 75)
@@ -133,6 +137,8 @@ def _check_source(path: Path, *, accept_loss: bool = False, live: bool = True) -
 def _judge_source(path: Path, accept_loss: bool, progress: Progress) -> dict[str, Any]:
     """What the backup says of itself; {} for a store that is none. Raises StartError where it is not what it was."""
     with closing(_reader(path)) as conn, _told(path):
+        if file.is_foreign(conn):
+            raise StartError(f"{path} is a SQLite file of something else", "Name a file that `halfmsg backup` made")
         version = conn.execute("SELECT max(n) FROM migration").fetchone()[0]
         file.refuse_newer(version, path)
         has = conn.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (file.BACKUP_TABLE,)).fetchone()
@@ -241,7 +247,7 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        raise StartError(f"{path}: {error}", "Is there room on the disk, and is it a halfmsg store? Look: halfmsg doctor --store FILE") from error
+        raise StartError(f"{path}: {error}", f"Is there room on the disk, and is it a halfmsg store? Look: halfmsg doctor --store {path}") from error
 
 
 def _parts_of(path: Path) -> list[Path]:

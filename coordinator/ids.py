@@ -12,7 +12,7 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]
 
 def parse_id(text: str) -> bytes:
     if _UUID.fullmatch(text) is None:
-        raise Problem("bad_request", f"{text!r} is not a UUID")
+        raise Problem("bad_request", f"{text!r} is not a transaction's id, which is a UUID")
     return bytes.fromhex(text.replace("-", ""))
 
 

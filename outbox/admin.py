@@ -114,6 +114,20 @@ def _waiting(home: Home, limit: int) -> Steps[list[Waiting]]:
     return found
 
 
+def retry(url: str, prefix: str = "halfmsg_") -> int:
+    """Have the relay hand over again what the coordinator refused, once its reason is gone (a topic that was not made). Gives how many."""
+    home = _existing(url, prefix)
+    try:
+        return home.run_sync(_retry(home), transaction=True)
+    finally:
+        home.close_sync()
+
+
+def _retry(home: Home) -> Steps[int]:
+    again: Rows = yield home.tables.sql("retry")
+    return len(again)
+
+
 class Resent(Struct, frozen=True):
     """`again`: how many will be handed over again. `bodiless`: committed ones whose bodies only the coordinator had (prepared first)."""
 

@@ -212,7 +212,8 @@ class Relay:
             elif isinstance(result, ApiError) and is_refusal(result):
                 effects.append(self._home.tables.sql("refuse", result.code, row.id))
                 report.refused += 1
-                log.error("relay: %s is set aside, the coordinator refuses it: %s; see `halfmsg outbox ls`", fence.id_text(row.id), result)
+                words = "relay: %s is set aside, the coordinator refuses it: %s; mend that, then: halfmsg outbox retry URL"
+                log.error(words, fence.id_text(row.id), result)
             else:
                 report.waiting += 1
         if effects:

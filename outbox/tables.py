@@ -49,6 +49,7 @@ _SQL: Final = {
     "refused": "SELECT id, refused FROM {p}tx WHERE unsent = 2 ORDER BY mark, id LIMIT ?",
     "sent": "UPDATE {p}tx SET unsent = NULL WHERE id = ? AND unsent = 1",
     "refuse": "UPDATE {p}tx SET unsent = 2, refused = ? WHERE id = ? AND unsent = 1",
+    "retry": "UPDATE {p}tx SET unsent = 1, refused = NULL WHERE unsent = 2 RETURNING id",
     # A mark at purged_before is no time: the process had none yet, or never asks the coordinator for one (a WSGI worker beside its relay).
     "resend": "UPDATE {p}tx SET unsent = 1 WHERE verdict = 1 AND unsent IS NULL"
     " AND (mark >= ? OR mark <= (SELECT n FROM {p}meta WHERE k = 'purged_before'))"

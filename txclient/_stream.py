@@ -262,7 +262,10 @@ class Stream:
     def _on_welcome(self, frame: _wire.Welcome) -> None:
         self._told_time(frame.time)
         for refused in frame.refused:
-            log.error("producer %s may not answer on this connection: %s; see `halfmsg producer show`", refused.get("name"), refused.get("code"))
+            name, code = refused.get("name"), refused.get("code")
+            made = f"make it with: halfmsg producer set {name}, and start this program again"
+            words = made if code == "producer_not_found" else f"see: halfmsg producer show {name}"
+            log.error("producer %s may not answer on this connection: %s; %s", name, code, words)
 
     async def _write(self, ws: aiohttp.ClientWebSocketResponse) -> None:
         self._wake.set()

@@ -23,6 +23,8 @@ COLUMNS: tuple[Column, ...] = (
 def check(remote: http.Remote, producer: str, ids: tuple[str, ...], as_json: bool) -> None:
     """Ask PRODUCER about these transactions (else about all that are in doubt) and show its answer.
 
+    The answer decides: a half message whose local transaction has not come to its fence yet is rolled back.
+
     Exit code 1 if one got no answer.
     """
     answer = remote.call("POST", http.path("producers", producer, "check"), {"ids": list(ids)} if ids else {})

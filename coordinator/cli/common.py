@@ -19,6 +19,8 @@ Item = dict[str, Any]
 Column = tuple[str, Callable[[Item], object]]
 """Title and what of an item stands there; None and "" show as `-`."""
 
+WHOLE = ("id", "state")
+"""Columns never broken over two lines of a terminal: an id is copied into the next command, a state is one word."""
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
 
@@ -116,7 +118,7 @@ def _cell(value: object) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, list | dict):
+    if isinstance(value, list | tuple | dict):
         return json.dumps(value, ensure_ascii=False) if value else "-"
     return str(value)
 
@@ -128,7 +130,7 @@ def _table(titles: list[str], cells: list[list[str]]) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in titles:
-        table.add_column(title, overflow="fold")
+        table.add_column(title, overflow="fold", no_wrap=title in WHOLE)
     for line in cells:
         table.add_row(*map(Text, line))
     Console().print(table)

@@ -11,7 +11,7 @@ from .tail import text_of
 
 NOT_BUILT = {
     "redrive": "Look at them: halfmsg dlq ls --group G",
-    "drop": "Dead letters stay until a group is removed",
+    "drop": "They stay, and hold up nobody",
 }
 COLUMNS: tuple[Column, ...] = (
     ("id", lambda item: item["id"]),

@@ -61,6 +61,8 @@ def of_file(store: Path, limit: int, sample: int) -> tuple[list[Item], Item | No
         if any(found["name"] == LOG for found in bytes_found):
             return bytes_found, None, warnings
         with closing(sqlite3.connect(file.read_only(store), uri=True, isolation_level=None)) as conn:
+            if file.is_foreign(conn):
+                raise Failure(f"{store} is a SQLite file of something else. Name the store: halfmsg doctor --store FILE", 1)
             small = not live or store.stat().st_size <= LIVE_BYTES_MAX
             found = invariants.run(conn, limit=limit, sample=sample, steps_max=LIVE_STEPS_MAX if live else None, integrity=small)
             restored = invariants.restored(conn, limit=limit)

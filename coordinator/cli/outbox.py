@@ -14,7 +14,7 @@ from .lazy import Failure, Noun, later
 MARK_MARGIN_MS = 3_600_000
 """A transaction's mark is the newest time of the coordinator that its client had seen, so it may be older than the transaction."""
 ADMIN = "halfmsg.outbox.admin"
-NOT_BUILT = {"retry": "The relay tries again by itself", "drop": "Refused rows stay listed: halfmsg outbox ls URL"}
+NOT_BUILT = {"drop": "Refused rows stay listed: halfmsg outbox ls URL"}
 COLUMNS: tuple[Column, ...] = (
     ("id", lambda item: item["id"]),
     ("topic", lambda item: item.get("topic")),
@@ -39,8 +39,9 @@ def _told(command: Callable[..., Any]) -> Callable[..., Any]:
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
-            wrong_usage = getattr(error, "code", None) is not None or isinstance(error, ValueError)
-            raise Failure(f"{type(error).__name__}: {str(error).strip() or 'no details'}", 2 if wrong_usage else 1) from error
+            code, text = getattr(error, "code", None), getattr(error, "text", None)
+            words = f"{text} ({code})" if text and code else f"{type(error).__name__}: {str(error).strip() or 'no details'}"
+            raise Failure(words, 2 if code is not None or isinstance(error, ValueError) else 1) from error
 
     return inner
 
@@ -84,7 +85,7 @@ def verify(url: str) -> None:
 @click.argument("target", metavar="MODULE:OUTBOX")
 @_told
 def relay(target: str) -> None:
-    """Hand over, answer check-backs, clean up, until Ctrl-C."""
+    """Hand over and answer check-backs, until Ctrl-C."""
     if ":" not in target:
         raise click.UsageError(f"{target!r} is not MODULE:OUTBOX, e.g. orders:outbox")
     raise click.exceptions.Exit(later(ADMIN, "relay", "outbox relay")(target) or 0)
@@ -99,13 +100,25 @@ def resend(url: str, since: str) -> None:
 
     Harmless for what it still knows: same ids, same numbers. Exit code 1 if there are some whose bodies only the coordinator had.
     """
-    done = later(ADMIN, "resend", "outbox resend")(url, ms_of(since) - MARK_MARGIN_MS)
+    try:
+        since_ms = ms_of(since)
+    except ValueError as error:
+        raise Failure(f"--since {since!r} is not a time such as 2026-11-21T15:13:16.412Z. `halfmsg restore` prints the right one", 2) from error
+    done = later(ADMIN, "resend", "outbox resend")(url, since_ms - MARK_MARGIN_MS)
     click.echo(f"{done.again} will be handed over again by the relay")
     for each in done.bodiless:
         number = f"  number {each.sequence}" if each.sequence is not None else ""
         click.echo(f"{each.id}{number}  was prepared first: its body is not here. If the coordinator does not know it, send it anew")
     if done.bodiless:
         raise click.exceptions.Exit(1)
+
+
+@outbox.command()
+@click.argument("url")
+@_told
+def retry(url: str) -> None:
+    """Hand over again what the coordinator refused, once the reason is gone: a topic or a producer that was not made."""
+    click.echo(f"{later(ADMIN, 'retry', 'outbox retry')(url)} will be handed over again by the relay")
 
 
 @outbox.command()

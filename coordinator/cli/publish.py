@@ -32,7 +32,7 @@ def publish(
     remote: http.Remote, topic: str, body: str, key: str | None, tag: str | None, attributes: tuple[str, ...], content_type: str | None,
     delay: float | None, id_: str | None, n: int, as_json: bool,
 ) -> None:  # fmt: skip
-    """Send BODY (- reads it from stdin) to TOPIC as one committed message."""
+    """Send BODY (- reads it from stdin, none is an empty one) to TOPIC as one committed message."""
     if id_ is not None and n > 1:
         raise click.UsageError("--id names one message, so it cannot go with --n")
     raw = sys.stdin.buffer.read() if body == "-" else body.encode()

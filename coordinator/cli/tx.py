@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import click
@@ -10,6 +11,7 @@ from . import http
 from .common import DURATION, Item, age, confirm, connected, emit, json_option, ms_of, page, paged, reason_option, span, yes_option
 from .lazy import Noun
 
+_MESSAGE = re.compile(r"^([0-9a-fA-F-]{36})-\d{1,4}$")
 STATES = click.Choice(("prepared", "committed", "rolled_back", "parked"))
 
 
@@ -62,8 +64,8 @@ COLUMNS = (
 @json_option
 @connected
 def show(remote: http.Remote, id_: str, as_json: bool) -> None:
-    """One life, in order."""
-    item = remote.get(http.path("transactions", id_))
+    """One life, in order. ID is the transaction's, or that of a message of it."""
+    item = remote.get(http.path("transactions", _MESSAGE.sub(r"\1", id_)))
     if as_json:
         emit(item)
         return

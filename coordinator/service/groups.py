@@ -93,7 +93,7 @@ def pause(tx: StoreTx, now: int, command: Pause) -> list[Group]:
 
 
 def remove(tx: StoreTx, now: int, command: Removal) -> None:
-    """Refused while members live. Its dead letters go with it, so list them first."""
+    """Refused while members live, and while it has dead letters: nothing is dropped silently."""
     name = command.name
     groups = groups_of(tx, name)
     for group in groups.values():

@@ -200,7 +200,9 @@ def group_numbers(tx: Deliveries, groups: list[Group], now: int) -> dict[str, An
             open_now = sum(len(flight.open_offsets()) for flight in flights)
             in_flight += open_now
             lag += end - place.next_off + open_now
-            floor = min([place.next_off, *(off for flight in flights for off in flight.open_offsets()[:1])])
+            retried = tx.one("SELECT min(off) FROM retry WHERE grp = ? AND lane = ?", group.id, place.lane)[0]
+            first = [] if retried is None else [retried]
+            floor = min([place.next_off, *first, *(off for flight in flights for off in flight.open_offsets()[:1])])
             if floor < end and (row := tx.one(Q.log_last_at, group.topic, place.lane, floor)):
                 oldest = row[0] if oldest is None else min(oldest, row[0])
         retries = tx.one("SELECT count(*) FROM (SELECT 1 FROM retry WHERE grp = ? LIMIT 100000)", group.id)[0]

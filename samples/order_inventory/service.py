@@ -72,7 +72,7 @@ async def _run(service: Service, chosen: Options) -> None:
     await service.database.open(service.tables)
     try:
         await _install(service)
-        async with service.outbox:  # hands over, answers check-backs, cleans up
+        async with service.outbox:  # hands over, answers check-backs
             runner = web.AppRunner(_app(service, chosen), access_log=None)
             await runner.setup()
             try:

@@ -82,6 +82,7 @@ class StubServer:
         self.refuse_stream: int | None = None
         self.http: Callable[[web.Request, Any], tuple[int, Any]] = lambda request, body: (200, {})
         self.frames, self.ops, self.connections = Signal(), Signal(), Signal()
+        self.refused: list[dict[str, str]] = []
         self.hellos, self.other, self.requests = Signal(), Signal(), Signal()
         self._server: TestServer | None = None
         self._port: int | None = None
@@ -130,7 +131,7 @@ class StubServer:
 
     async def _frame(self, connection: Connection, frame: Mapping[str, Any]) -> None:
         if frame["type"] == "hello":
-            await connection.send({"type": "hello", "limits": {}, "server": "stub", "connection": "c", "time": TIME_MS})
+            await connection.send({"type": "hello", "limits": {}, "server": "stub", "connection": "c", "time": TIME_MS, "refused": self.refused})
             await self.hellos.add(frame)
             if all(known is not connection for known in self.connections):
                 await self.connections.add(connection)

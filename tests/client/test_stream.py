@@ -42,6 +42,17 @@ async def test_the_four_calls_speak_the_vocabulary(server: StubServer, client: C
     assert rollback == {"op": "rollback", "id": prepared.id, "producer": "orders", "reason": "never begun"}
 
 
+async def test_who_may_not_answer_as_a_producer_is_told_what_to_do(
+    server: StubServer, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:  # fmt: skip
+    """A producer is made with a command; what is wrong with one that is there, another shows."""
+    server.refused = [{"name": "orders", "code": "producer_not_found"}, {"name": "mail", "code": "wrong_source"}]
+    await client.send("t", 0)
+    said = [record.getMessage() for record in caplog.records]
+    assert [line.partition(";")[2] for line in said] == [
+        " make it with: halfmsg producer set orders, and start this program again", " see: halfmsg producer show mail"]  # fmt: skip
+
+
 async def test_many_waiting_ops_go_out_in_few_frames(server: StubServer, client: Client) -> None:
     """Everything waiting goes into one frame, at most 1,000 operations each."""
     await client.send("t", 0)

@@ -24,6 +24,22 @@ async def test_p2_lag_of_a_group_is_of_now(coordinator: Served) -> None:
     assert seen == [0, 1, 2]
 
 
+async def test_oldest_of_a_group_is_also_one_that_failed_and_waits_for_its_next_attempt(coordinator: Served) -> None:
+    """A lag without an age would hide for how long a failing handler has held its key."""
+    await coordinator.call("PUT", "/v1/topics/keyed", {"kind": "arrival"})
+    await coordinator.call("PUT", "/v1/groups/g", {"topics": [{"topic": "keyed"}]})
+    await coordinator.call("POST", "/v1/topics/keyed/messages", {"data": 1, "key": "k"})
+    ages = [(await coordinator.call("GET", "/v1/groups/g"))[1]["oldest_at"]]
+    _, handed = await coordinator.call("POST", "/v1/groups/g/fetch", {"max": 1, "member": "m"})
+    token = handed["deliveries"][0]["token"]
+    ages.append((await coordinator.call("GET", "/v1/groups/g"))[1]["oldest_at"])
+    await coordinator.call("POST", "/v1/groups/g/nack", {"deliveries": [{"token": token, "reason": "not now", "delay_s": 60}]})
+    _, group = await coordinator.call("GET", "/v1/groups/g")
+    assert (group["lag"], group["in_flight"], group["blocked_keys"]) == (1, 0, 1)
+    assert None not in ages
+    assert [*ages, group["oldest_at"]] == [ages[0]] * 3
+
+
 async def _sent(coordinator: Served, count: int) -> None:
     await coordinator.call("PUT", "/v1/topics/plain", {"kind": "unordered", "allow_no_group": True})
     await coordinator.call("PUT", "/v1/topics/keyed", {"kind": "arrival", "allow_no_group": True})

@@ -21,12 +21,13 @@ ROOT = Path(__file__).parents[2]
 COORDINATOR, SHOP = 7690, 7691
 
 
-def programs() -> tuple[str, str]:
-    """(orders.py, inventory.py) from the README, the shop on a port that a test may use."""
+def programs() -> tuple[str, str, str]:
+    """(orders.py, inventory.py, tables.py) from the README, the shop on a port that a test may use."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     orders = next(block for block in blocks if "web.run_app" in block)
     inventory = next(block for block in blocks if "consumer.run()" in block)
-    return orders.replace("port=8001", f"port={SHOP}"), inventory
+    tables = next(block for block in blocks if "CREATE TABLE" in block)
+    return orders.replace("port=8001", f"port={SHOP}"), inventory, tables
 
 
 @contextmanager
@@ -65,14 +66,9 @@ def call(method: str, url: str, body: object = None) -> bytes:
 
 def test_readme_programs_save_an_order_and_tell_the_other_service(tmp_path: Path) -> None:
     """An order placed at the README's shop moves stock in the README's inventory, once, and what has no stock is a dead letter."""
-    orders, inventory = programs()
-    (tmp_path / "orders.py").write_text(orders)
-    (tmp_path / "inventory.py").write_text(inventory)
-    with sqlite3.connect(tmp_path / "orders.db") as db:
-        db.execute("CREATE TABLE orders (id TEXT PRIMARY KEY, sku TEXT, qty INTEGER)")
-    with sqlite3.connect(tmp_path / "inventory.db") as db:
-        db.execute("CREATE TABLE stock (sku TEXT PRIMARY KEY, free INTEGER)")
-        db.execute("INSERT INTO stock VALUES ('mug', 10)")
+    for name, text in zip(("orders.py", "inventory.py", "tables.py"), programs(), strict=True):
+        (tmp_path / name).write_text(text)
+    subprocess.run([sys.executable, "tables.py"], cwd=tmp_path, check=True)
     with ExitStack() as stack:
         serve = ["-m", "halfmsg.coordinator.cli", "serve", "--dev", "--listen", f"127.0.0.1:{COORDINATOR}", "--store", "h.db"]
         stack.enter_context(running(tmp_path, *serve))

@@ -88,7 +88,7 @@ def test_missing_folder(tmp_path: Path) -> None:
     """Exit code 1, the folder named."""
     done = serve(tmp_path, "--listen", "127.0.0.1:0", "--store", "nowhere/halfmsg.db")
     assert done.returncode == 1
-    is_one_line(done, "nowhere", "--store")
+    is_one_line(done, "no folder nowhere", "--store")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="for root every folder is writable")

@@ -147,6 +147,18 @@ async def test_r23_refused_rows_are_set_aside_and_listed(database: Side, relay: 
     assert (await relay.tick()).refused == 0
 
 
+async def test_r23_refused_row_goes_when_its_reason_is_gone_and_somebody_says_so(database: Side, relay: Relay, client: Client) -> None:
+    """An order that was placed before its topic was made is not lost: `halfmsg outbox retry`. What is sent stays sent."""
+    await publish(database, Message("nope", 1, key="x"), plain(None, "fine"))
+    assert (await relay.tick()).refused == 1
+    await client.put_topic("nope", kind="sequence")
+    await client.put_group("late", topics=[{"topic": "nope"}])
+    assert admin.retry(database.url) == 1
+    assert (await relay.tick()).submitted == 1
+    assert unsent(database) == [None, None] and admin.waiting(database.url) == []
+    assert admin.retry(database.url) == 0
+
+
 async def test_r23_temporary_refusals_are_repeated(database: Side, make: Make, client: Client, coordinator: Coordinator) -> None:
     """A topic without a group says wait: the row stays, and goes once there is a group."""
     await client.put_topic("lonely", kind="unordered")

@@ -124,7 +124,7 @@ async def test_install_fills_tables_that_a_migration_made(empty: Side) -> None:
     assert empty.count("halfmsg_lane") == 64
 
 
-@pytest.mark.parametrize("look", [admin.waiting, lambda url: admin.resend(url, 0)])
+@pytest.mark.parametrize("look", [admin.waiting, admin.retry, lambda url: admin.resend(url, 0)])
 def test_p2_misspelt_file_does_not_say_that_nothing_waits(look: Callable[[str], object], tmp_path: Path) -> None:
     """Neither a file nor tables are made by looking; what is not there is said."""
     url = f"sqlite:///{tmp_path}/order.db"

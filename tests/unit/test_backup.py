@@ -80,6 +80,16 @@ def test_backup_overwrites_nothing_and_leaves_nothing(path: Path, tmp_path: Path
     assert not list(tmp_path.glob(".*part*")) and not (tmp_path / "c").exists()
 
 
+def test_backup_into_a_folder_that_is_not_there_or_read_only_names_the_folder(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not the store, which is sound."""
+    open_sqlite(path).close()
+    with pytest.raises(StartError, match=r"no folder .*nowhere"):
+        _back_up(path, tmp_path / "nowhere/b.db")
+    monkeypatch.setattr(os, "access", lambda folder, mode: False)
+    with pytest.raises(StartError, match="cannot write to the folder"):
+        _back_up(path, tmp_path / "b.db")
+
+
 @pytest.mark.parametrize("step", ["_copy", "_describe", "_make_durable", "_take_name"])
 def test_p2_backup_killed_after_each_step_is_whole_or_not_there(path: Path, tmp_path: Path, step: str) -> None:
     """kill -9: no half of a backup has its name, and the next one, of another name, clears what is left."""

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from click.testing import CliRunner, Result
 from halfmsg.coordinator import doctor
 from halfmsg.coordinator.cli import COMMANDS, cli, common, publish, tail
 from halfmsg.coordinator.cli import http as remote
+from halfmsg.coordinator.cli.tx import COLUMNS
 from halfmsg.coordinator.errors import CODES
 
 HELP_S_MAX = 0.150
@@ -95,7 +97,7 @@ def test_the_table_of_commands_says_what_the_commands_say() -> None:
 @pytest.mark.parametrize(
     "words",
     ["group seek inventory --to earliest", "key skip t k --to 3", "dlq redrive --group g", "dlq drop 3", "token create --scope x", "sink ls", "audit",
-     "migrate --check", "producer rotate-secret p", "outbox retry URL", "consume a:b"],
+     "migrate --check", "producer rotate-secret p", "outbox drop URL", "consume a:b"],
 )  # fmt: skip
 def test_what_is_known_and_not_built_says_so_by_name(words: str) -> None:
     """A misspelt command and a missing one are two answers."""
@@ -105,8 +107,28 @@ def test_what_is_known_and_not_built_says_so_by_name(words: str) -> None:
     assert words.partition(" ")[0] in done.output
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("ls nonsense", "halfmsg: 'nonsense' is not known here; there are sqlite:///FILE and postgresql://… (unknown_database)\n"),
+        ("resend sqlite:///x.db --since now", "halfmsg: --since 'now' is not a time such as 2026-11-21T15:13:16.412Z. "
+         "`halfmsg restore` prints the right one\n"),
+    ],
+)  # fmt: skip
+def test_what_outbox_commands_refuse_is_a_line_for_people(words: str, told: str) -> None:
+    """Without the name of a Python class."""
+    done = run("outbox", *words.split())
+    assert (done.exit_code, done.stderr) == (2, told)
+
+
 def test_an_unknown_command_is_wrong_usage() -> None:
     assert run("nonsense").exit_code == 2
+
+
+def test_a_misspelt_command_is_told_the_near_one() -> None:
+    for words, near in (("pubish t x", "'publish'"), ("tx list", "'ls'")):
+        done = run(*words.split())
+        assert done.exit_code == 2 and f"Did you mean {near}?" in done.stderr
 
 
 # --- settings ---
@@ -275,6 +297,17 @@ def test_lists_are_json_lines_or_plain_lines_and_tell_the_next_page(canned: Any)
     assert (done.stdout, done.exit_code) == ("", 0)
 
 
+def test_an_id_is_on_one_line_of_a_narrow_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is copied into the next command; the other columns give way."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    id = "01a22855-43dc-7039-9bcc-18b76b733a2d"
+    item = {"id": id, "state": "rolled_back", "prepared_at": "2026-01-01T00:00:00Z", "producer": "a-service", "messages": [{"topic": "t" * 40}]}
+    common.rows([item], COLUMNS, as_json=False, empty="")
+    shown = capsys.readouterr().out
+    assert id in shown and "rolled_back" in shown and "t" * 40 not in shown
+
+
 def test_names_are_quoted_in_paths(canned: Any) -> None:
     """A key may have any character."""
     _ask(canned, "key", "show", "t", "a/b c?", body={"items": []})
@@ -402,6 +435,7 @@ def test_a_tour_from_topic_to_doctor(coordinator: tuple[str, Path]) -> None:
     assert "key=k" in _ok(url, "tail", "--group", "readers", "--from", "earliest", "--max", "1")
     assert sent["transaction_id"] in _ok(url, "tx", "ls", "--state", "committed", "--older", "0s")
     assert "offset 0" in _ok(url, "tx", "show", sent["transaction_id"])
+    assert "offset 0" in _ok(url, "tx", "show", sent["id"])
     assert "arrival\t2\t1\t" in _ok(url, "topic", "ls")
     assert "86400" in _ok(url, "topic", "set", "mail", "--retention", "1d")
     assert "readers\tmail\t1\t" in _ok(url, "group", "ls")
@@ -448,3 +482,14 @@ def test_doctor_on_a_file_that_is_no_store_is_one_line(tmp_path: Path) -> None:
         done = run("doctor", "--store", name)
         assert done.exit_code == 1
         assert "Traceback" not in done.output and name in done.output
+
+
+def test_a_database_of_something_else_is_named_so_and_nobody_is_told_to_replace_it(tmp_path: Path) -> None:
+    """`doctor`, `restore` and `backup` on a service's own database, typed for the store's name."""
+    with sqlite3.connect(tmp_path / "orders.db") as db:
+        db.execute("CREATE TABLE orders (id TEXT PRIMARY KEY)")
+    for words in ("doctor --store orders.db", "restore orders.db --store new.db", "backup b.db --store orders.db"):
+        done = run(*words.split())
+        assert done.exit_code == 1
+        assert "orders.db is a SQLite file of something else. Name " in done.output and "--replace" not in done.output
+    assert not (tmp_path / "new.db").exists() and not (tmp_path / "b.db").exists()

@@ -38,9 +38,9 @@ def lock(path: Path) -> IO[str]:
     try:
         handle = lock_path.open("a+")
     except OSError as error:
-        raise StartError(
-            f"cannot write {lock_path}: {error.strerror}", f"Make {path.parent or '.'} writable, or name another file with --store"
-        ) from error
+        if not path.parent.is_dir():
+            raise StartError(f"there is no folder {path.parent}", "Make it, or name another file with --store") from error
+        raise StartError(f"cannot write {lock_path}: {error.strerror}", f"Make {path.parent} writable, or name another file with --store") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -235,12 +235,22 @@ def migrate(conn: sqlite3.Connection, path: Path, now_ms: int) -> None:
                 raise StartError(f"cannot bring {path} to schema {number}: {error}; it is as it was", _remedy(path, error)) from error
 
 
+def is_foreign(conn: sqlite3.Connection) -> bool:
+    """Has it tables, and not ours? What would mend a store must not be said of somebody else's file."""
+    tables = _tables(conn)
+    return bool(tables) and "migration" not in tables
+
+
+def _tables(conn: sqlite3.Connection) -> set[str]:
+    return {row[0] for row in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()}
+
+
 def _version(conn: sqlite3.Connection, path: Path) -> int:
     try:
-        tables = {row[0] for row in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()}
+        tables = _tables(conn)
         if not tables:
             return 0
-        if "migration" not in tables:
+        if is_foreign(conn):
             raise StartError(f"{path} is a SQLite file of something else", "Name another file with --store")
         if BACKUP_TABLE in tables:
             raise StartError(
