@@ -24,8 +24,8 @@ from tests.disk.shim import Fault
 from tests.support.stores import open_sqlite
 
 SEED = 7
-WRITES_APART = 13
-"""The suite takes each thirteenth write (which ones differs from run to run) and every fsync."""
+WRITES_APART = 5
+"""The suite takes each fifth write (which ones differs from run to run) and every fsync."""
 
 
 def some_writes(start: int) -> Iterator[tuple[int, list[Fault]]]:
