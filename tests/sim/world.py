@@ -339,7 +339,6 @@ class World:
         self.net.tear_down_walls()
         failpoints.arm("")
         for name, node in list(self.nodes.items()):
-            node.frozen_until = 0.0
             if not node.alive:
                 self.start(name)
         await asyncio.sleep(8.0)  # a graceful stop may still be under way
