@@ -11,12 +11,13 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from . import _wire
+from . import _clock, _wire
 from ._client import Client
 from ._hand import End, Settle
 from .errors import ApiError, Busy, HalfmsgError
 
 MAX_REASON_CHARS: Final = 1_000
+AGAIN_S: Final = 0.05
 log = logging.getLogger("halfmsg.txclient")
 Answered = Callable[[Settle, bool, Sequence[str]], None]
 
@@ -34,6 +35,8 @@ class Settling:
         self._timeout_s = lease_s
         self._answered = answered
         self._waiting: list[Settle] = []
+        self._early: list[Settle] = []
+        """Nacks and rejects before their turn: an earlier one of the key is open in this hand, so they are too, and nothing may pass them."""
         self._news = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -54,6 +57,9 @@ class Settling:
             while self._waiting:
                 told, self._waiting = self._waiting, []
                 await asyncio.gather(*(self._round(end, [one for one in told if one.end is end]) for end in End))
+                if self._early:
+                    self._waiting, self._early = self._waiting + self._early, []
+                    await _clock.pause(AGAIN_S)
             self._idle.set()
 
     async def _round(self, end: End, told: Sequence[Settle]) -> None:
@@ -73,6 +79,9 @@ class Settling:
             return
         for one, result in zip(told, results, strict=True):
             problem = result.get("error")
+            if problem is not None and problem.get("code") == "out_of_order" and end is not End.ACK:
+                self._early.append(one)
+                continue
             if problem is not None:
                 _note(one, problem)
             back = (result.get("ok") or {}).get("given_back") or ()
