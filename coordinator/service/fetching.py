@@ -247,10 +247,7 @@ class _Handout:
         self.missed = ()
         if row.okey is None:
             return True
-        if row.okey in self.in_hand:
-            self.tx.put_retry(self.group.id, Retry(lane, off, None, row.okey, 0, 0, None, False))
-            return False
-        if self.retries and self.tx.first_retry_of_key(self.group.id, row.okey) is not None:
+        if row.okey in self.in_hand or (self.retries and self.tx.first_retry_of_key(self.group.id, row.okey) is not None):
             self.tx.put_retry(self.group.id, Retry(lane, off, None, row.okey, 0, 0, None, False))
             return False
         if self._may_go(row):

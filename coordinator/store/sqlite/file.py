@@ -199,11 +199,9 @@ def check_version(path: Path) -> None:
     """
     if not path.exists() or path.stat().st_size == 0:
         return
-    uri = read_only(path)
+    mode = "rw" if path.with_name(path.name + "-journal").exists() else "ro"
     try:
-        if path.with_name(path.name + "-journal").exists():
-            uri = uri.replace("?mode=ro", "?mode=rw")
-        conn = sqlite3.connect(uri, uri=True, isolation_level=None)
+        conn = sqlite3.connect(_uri(path, mode), uri=True, isolation_level=None)
     except sqlite3.Error as error:
         raise StartError(f"cannot open {path}: {error}", _remedy(path, error)) from error
     try:
@@ -250,7 +248,7 @@ def _version(conn: sqlite3.Connection, path: Path) -> int:
         tables = _tables(conn)
         if not tables:
             return 0
-        if is_foreign(conn):
+        if "migration" not in tables:
             raise StartError(f"{path} is a SQLite file of something else", "Name another file with --store")
         if BACKUP_TABLE in tables:
             raise StartError(
@@ -297,4 +295,8 @@ def version_note() -> str | None:
 
 def read_only(path: Path) -> str:
     """The URI that readers open."""
-    return f"{path.resolve().as_uri()}?mode=ro"
+    return _uri(path, "ro")
+
+
+def _uri(path: Path, mode: str) -> str:
+    return f"{path.resolve().as_uri()}?mode={mode}"
