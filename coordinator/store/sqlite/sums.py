@@ -4,6 +4,8 @@ The main file changes in checkpoints alone, and the one writer makes them. So ea
 written, by the sums of the pages that stood in the log. A crash between the two leaves those pages in the log, where they have
 checksums of SQLite's own and hide what the main file has: at start a page is judged by its sum only if the log does not have it.
 That also makes a torn write of this file harmless. It is no part of the data: without it the file is checked by SQLite and trusted.
+
+Only what a checkpoint changed is in memory (P9): a store of 100 GB has 100 MB of sums.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import Final
@@ -24,9 +26,10 @@ log = logging.getLogger("halfmsg.store")
 
 _MAGIC: Final = b"halfmsg sums 1\n\0"
 _HEAD: Final = struct.Struct("=16sI12x")
-_BLOCK: Final = 1_024
 _CHUNK_PAGES: Final = 1_024
-_TOO_MANY: Final = 1 << 32
+_GIVEN_UP: Final = -1
+_NEVER_WRITTEN: Final = 0
+"""A page that was taken and freed again may never be in a log: the file has zeros there, or ends before it; its sum is a hole, too."""
 
 
 def sums_path(path: Path) -> Path:
@@ -74,21 +77,31 @@ def wrong_pages(path: Path, log_pages: frozenset[int]) -> list[int] | None:
     found = of_file(path, size)
     if found == stored and path.stat().st_size % size == 0:
         return []
-    pairs = enumerate(zip_longest(found, stored, fillvalue=_of_a_hole(size)), 1)
-    return [page for page, (is_, was) in pairs if is_ != was and page not in log_pages]
+    hole = zlib.crc32(bytes(size))
+    pairs = enumerate(zip_longest(found, stored, fillvalue=hole), 1)
+    return [page for page, (is_, was) in pairs if is_ not in (was, hole if was == _NEVER_WRITTEN else was) and page not in log_pages]
 
 
-def _of_a_hole(size: int) -> int:
-    """A page that was taken and freed again may never be written: the file has zeros there, or ends before it."""
-    return zlib.crc32(bytes(size))
+def _runs(changed: dict[int, int]) -> Iterator[tuple[int, array.array[int]]]:
+    """(first page, sums) of each row of neighbours."""
+    first, found = 0, array.array("I")
+    for page in sorted(changed):
+        if page != first + len(found):
+            if found:
+                yield first, found
+            first, found = page, array.array("I")
+        found.append(changed[page])
+    if found:
+        yield first, found
 
 
 class PageSums:
-    """Kept by the writer. `stored` None: begin with none, as for a new file. `kept`: they were read from FILE-sums, not computed."""
+    """Kept by the writer. `stored` None: begin with none, as for a new file. `kept`: they stand in FILE-sums, and were not computed."""
 
     def __init__(self, path: Path, stored: tuple[int, array.array[int]] | None, *, kept: bool, sync: bool) -> None:
-        self._path, self._sync, self._headed = path, sync, kept
-        self._size, self._sums = stored if stored is not None else (0, array.array("I"))
+        self._path, self._sync = path, sync
+        self._size, computed = stored if stored is not None else (0, array.array("I"))
+        self._unsaved = None if kept else computed
         self._salts, self._seen = b"", 0
         self._wal: int | None = None
         self._file: int | None = None
@@ -116,8 +129,8 @@ class PageSums:
 
     def save(self) -> None:
         """All of them: what was computed from a file that had none. An error costs the sums, not the store."""
-        if self._size:
-            self._or_give_up(lambda: self._store(set(range(len(self._sums) // _BLOCK + 1))))
+        if self._size > 0 and self._unsaved is not None:
+            self._or_give_up(lambda: self._store({}))
 
     def _or_give_up(self, action: Callable[[], None]) -> None:
         try:
@@ -126,13 +139,13 @@ class PageSums:
             self._cannot(error)
 
     def _cannot(self, error: OSError) -> None:
-        if self._size != _TOO_MANY:
+        if self._size != _GIVEN_UP:
             log.warning("page sums cannot be kept and are given up until the next start: %s", error)
         self.give_up()
 
     def _update(self, frames: int) -> None:
         fd = self._log()
-        if fd is None or frames <= 0 or self._size == _TOO_MANY:
+        if fd is None or frames <= 0 or self._size == _GIVEN_UP:
             return
         head = wal.read(fd, wal.HEADER, 0)
         size = int.from_bytes(head[8:12], "big")
@@ -146,34 +159,31 @@ class PageSums:
         if changed:
             self._store(changed)
 
-    def _take(self, fd: int, frames: int) -> set[int]:
+    def _take(self, fd: int, frames: int) -> dict[int, int]:
+        """Sum by page, of the frames that were not seen yet; the last frame of a page counts."""
         step = wal.FRAME + self._size
-        changed: set[int] = set()
+        changed: dict[int, int] = {}
         for first in range(self._seen, frames, 256):
             data = memoryview(wal.read(fd, step * min(256, frames - first), wal.HEADER + first * step))
             for at in range(0, len(data), step):
-                page = int.from_bytes(data[at : at + 4], "big")
-                if page > len(self._sums):
-                    changed.update(range(len(self._sums) // _BLOCK, (page - 1) // _BLOCK + 1))
-                    self._sums.extend([_of_a_hole(self._size)] * (page - len(self._sums)))
-                self._sums[page - 1] = zlib.crc32(data[at + wal.FRAME : at + step])
-                changed.add((page - 1) // _BLOCK)
+                changed[int.from_bytes(data[at : at + 4], "big")] = zlib.crc32(data[at + wal.FRAME : at + step])
         return changed
 
-    def _store(self, blocks: set[int]) -> None:
+    def _store(self, changed: dict[int, int]) -> None:
         """A new file gets its head last: a crash on the way leaves no sums, not wrong ones."""
         if self._file is None:
-            if not self._headed:
+            if self._unsaved is not None:
                 sums_path(self._path).unlink(missing_ok=True)
             self._file = os.open(sums_path(self._path), os.O_WRONLY | os.O_CREAT, 0o600)
-            os.ftruncate(self._file, _HEAD.size + 4 * len(self._sums))
-        for block in sorted(blocks):
-            self._write(self._sums[block * _BLOCK : (block + 1) * _BLOCK].tobytes(), _HEAD.size + 4 * block * _BLOCK)
+        if self._unsaved:
+            self._write(self._unsaved.tobytes(), _HEAD.size)
+        for first, found in _runs(changed):
+            self._write(found.tobytes(), _HEAD.size + 4 * (first - 1))
         self._make_durable()
-        if not self._headed:
+        if self._unsaved is not None:
             self._write(_HEAD.pack(_MAGIC, self._size), 0)
             self._make_durable()
-            self._headed = True
+            self._unsaved = None
 
     def _write(self, data: bytes, at: int) -> None:
         fd = self._file
@@ -195,7 +205,7 @@ class PageSums:
 
     def give_up(self) -> None:
         """The next start checks the file by SQLite, and begins anew."""
-        self._size = _TOO_MANY
+        self._size = _GIVEN_UP
         self.close()
         path = sums_path(self._path)
         try:
