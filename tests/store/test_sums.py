@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import sqlite3
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -239,3 +240,42 @@ def test_p8_short_read_of_the_log_costs_no_sum(tmp_path: Path, monkeypatch: pyte
         filler.store.backend.checkpoint()  # type: ignore[attr-defined]
     filler.store.close()
     assert _wrong(path) == []
+
+
+def test_p8_start_that_fails_over_lost_sums_leaves_whole_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last checkpoint takes the sums of the log's pages alone; with no sums of the others the file would be called damaged."""
+    path, killed = tmp_path / "halfmsg.db", tmp_path / "killed.db"
+    filler = Filler(path, 7)
+    conn: sqlite3.Connection = filler.store.backend._conn  # type: ignore[attr-defined]
+    conn.execute("CREATE TABLE big (a)")
+    conn.execute("INSERT INTO big VALUES (randomblob(20000000))")
+    filler.store.backend.checkpoint()  # type: ignore[attr-defined]
+    filler.some(3)
+    copy(path, killed)
+    filler.store.close()
+    sums.sums_path(killed).unlink()
+
+    def fails(*_: object) -> None:
+        raise StartError("no second schema", "none")
+
+    with monkeypatch.context() as patch, pytest.raises(StartError):
+        patch.setattr(file, "migrate", fails)
+        open_sqlite(killed)
+    assert _wrong(killed) == []
+    open_sqlite(killed).close()
+    assert _wrong(killed) == []
+
+
+def test_p9_sums_are_not_kept_in_memory(tmp_path: Path) -> None:
+    """Four bytes a page for as long as the store grows would be a leak. (Found by the soak.)"""
+    path = tmp_path / "halfmsg.db"
+    path.write_bytes(bytes(60_000 * 512))
+    sums.PageSums(path, (512, sums.of_file(path, 512)), kept=False, sync=False).save()
+    tracemalloc.start()
+    try:
+        kept = sums.PageSums(path, sums.load(path), kept=True, sync=False)
+        held, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    kept.close()
+    assert most > 4 * 60_000 > 10 * held
