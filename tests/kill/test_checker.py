@@ -329,3 +329,99 @@ def test_a_digest_differs_in_each_part() -> None:
     changed = [[*base[:n], others[n], *base[n + 1 :]] for n in range(6)]
     digests = {history.content_digest(*each) for each in [base, *changed]}
     assert len(digests) == 7
+
+
+# --- sends in order of arrival, and decisions by hand ---
+
+
+def arrivals() -> list[Event]:
+    """Two groups that have four sends of one key in order; the third is dead in both, so its number is seen nowhere."""
+    events: list[Event] = [{"at": 0.0, "process": "t", "event": "group", "group": group, "topics": ["till"]} for group in GROUPS]
+    for number in range(1, 5):
+        message = {"transaction": f"a{number}", "message": f"a{number}-0", "topic": "till", "key": "k", "digest": "d"}
+        events.append({"at": 2.0 * number, "process": "t", "event": "sent", "sequence": None, **message})
+        events.append({"at": 2.0 * number + 1, "process": "t", "event": "acknowledged", "what": "send", "state": "committed", **message})
+        events.append({"at": 99.0, "process": "t", "event": "decided", "state": "committed", "final": True, **message})
+        for group in GROUPS:
+            if number == 3:
+                events.append({"at": 99.0, "process": "t", "event": "dead", "group": group, "reason": "rejected", **message})
+            else:
+                events.append({"at": 99.0, "process": "t", "event": "effect", "group": group, "producer": None, "sequence": number, **message})
+    return events
+
+
+def test_sends_in_order_of_arrival_are_right() -> None:
+    assert checker.check(arrivals()).ok
+
+
+def _swap_numbers(events: list[Event]) -> None:
+    """Begun after the other was acknowledged, and before it for everybody."""
+    for event in events:
+        if event["event"] == "effect" and event["message"] in ("a1-0", "a2-0"):
+            event["message"], event["transaction"] = ("a2-0", "a2") if event["message"] == "a1-0" else ("a1-0", "a1")
+
+
+def _two_numbers(events: list[Event]) -> None:
+    event = events[at(events, "effect", group="billing", message="a4-0")[0]]
+    event["sequence"] = 5
+
+
+def _a_number_twice(events: list[Event]) -> None:
+    for event in events:
+        if event["event"] == "effect" and event["message"] == "a4-0":
+            event["sequence"] = 2
+
+
+def _one_too_many_missing(events: list[Event]) -> None:
+    """One is dead, and two numbers are passed over."""
+    for event in events:
+        if event["event"] == "effect" and event["message"] == "a4-0":
+            event["sequence"] = 5
+
+
+@pytest.mark.parametrize("spoil", [_swap_numbers, _two_numbers, _a_number_twice, _one_too_many_missing])
+def test_order_of_arrival_that_is_spoiled_is_seen(spoil: Callable[[list[Event]], None]) -> None:
+    events = arrivals()
+    spoil(events)
+    assert "inverted" in checker.check(events).found()
+
+
+def test_sends_that_overlap_may_take_either_order() -> None:
+    """The second began before the first was acknowledged."""
+    events = arrivals()
+    _swap_numbers(events)
+    events[at(events, "sent", message="a2-0")[0]]["at"] = 2.5
+    assert checker.check(events).ok
+
+
+def forced(state: str, word: str) -> list[Event]:
+    """Parked, decided by hand; then its producer says the other, is refused, and the word is listed."""
+    books = Books(random.Random(1))
+    message = {"transaction": "f1", "producer": "shop-a", "message": "f1-0", "topic": "notes", "key": None, "sequence": None, "digest": "d"}
+    if word == "commit":
+        books.truth.append(books.event("committed", **message))
+    elif state == "committed":
+        books.effects.append(books.event("effect", group="billing", generation=1, redriven=False, **message))
+    return [
+        *books.events,
+        books.event("decided", transaction="f1", state=state, by="operator", final=True),
+        books.event("answered", transaction="f1", state=state, what=word, code="decided_otherwise"),
+        books.event("decided", transaction="f1", state="committed" if word == "commit" else "rolled_back", by="fence"),
+        books.event("forced", transaction="f1", state=state),
+        books.event("conflict", transaction="f1"),
+    ]
+
+
+@pytest.mark.parametrize(("state", "word", "kinds"), [("committed", "rollback", {"ghost", "changed"}), ("rolled_back", "commit", {"changed"})])
+def test_decision_by_hand_is_excused_and_has_to_be_listed(state: str, word: str, kinds: set[str]) -> None:
+    """R4: P1, P2 and P5 speak of decisions that were not forced; the producer's contrary word is in a list."""
+    events = forced(state, word)
+    assert checker.check(events).ok
+    assert checker.check(events[:-1]).found() == {"changed"}
+    assert checker.check([event for event in events if event["event"] != "forced"]).found() == kinds
+
+
+def test_success_answer_against_a_decision_by_hand_is_seen() -> None:
+    events = forced("rolled_back", "commit")
+    events.append({"at": 1.0, "process": "t", "event": "acknowledged", "what": "commit", "transaction": "f1", "state": "committed"})
+    assert checker.check(events).found() == {"acknowledged_lost"}

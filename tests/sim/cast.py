@@ -1,4 +1,4 @@
-"""Who plays: the producers and consumers of the kill test, as nodes of the world, and two that ask for trouble."""
+"""Who plays: the producers and consumers of the kill test, as nodes of the world, and a consumer that asks for trouble."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import logging
 import random
 import sqlite3
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiosqlite
@@ -16,8 +15,9 @@ from halfmsg.outbox import Fenced
 from halfmsg.txclient import ApiError, HalfmsgError
 from tests.kill import consumer as killed
 from tests.kill import load
-from tests.kill.producer import Recorder, Shop
-from tests.support import history
+from tests.kill.producer import Shop
+
+from .recorder import SimRecorder
 
 if TYPE_CHECKING:
     from .world import World
@@ -26,35 +26,7 @@ URL = "http://127.0.0.1:7610"
 RAW = "raw"
 """A group that fetches without an inbox and acks late: its effects prove nothing, its tokens do."""
 CANCELLED = 0.1
-DOUBLED = 0.06
-DOUBLED_WITHIN_S = 8.0
 WORKERS = 2
-
-
-class SimRecorder(Recorder):
-    """Keeps what was acknowledged, for the operator to look for. Some of what it says arrives twice, the second time after other things."""
-
-    def __init__(self, url: str, book: history.Writer, world: World, chance: random.Random) -> None:
-        super().__init__(url, book)
-        self.world, self.chance = world, chance
-        self._doubles: list[asyncio.Task[None]] = []
-
-    async def op(self, op: Any, *, timeout: float | None = None, retry: bool = True) -> Any:
-        if self.chance.random() < DOUBLED:
-            self._doubles.append(asyncio.create_task(self._again(op, self.chance.uniform(0, DOUBLED_WITHIN_S))))
-        answer = await super().op(op, timeout=timeout, retry=retry)
-        if isinstance(answer, dict) and "state" in answer and isinstance(answer.get("id"), str):
-            self.world.told.append(answer["id"])
-        return answer
-
-    async def _again(self, op: Any, after_s: float) -> None:
-        """As a proxy that lost the answer would; nobody hears what comes of it, the ledger judges it."""
-        await asyncio.sleep(after_s)
-        try:
-            await Client.op(self, op, timeout=2.0)
-        except HalfmsgError:
-            return
-        self.world.mark("said_twice")
 
 
 class SimShop(Shop):
@@ -121,7 +93,7 @@ async def stock(world: World, group: str, process: str) -> None:
             await asyncio.sleep(load.LEASE_S * 1.3)
         killed.after(what)
 
-    for topic in (load.ORDERED, load.PLAIN):
+    for topic in world.topics:
         consumer.on(topic)(handle)
     await consumer.serve()
 
@@ -137,6 +109,8 @@ async def zombie(world: World, seed: int) -> None:
             if chance.random() < 0.3:
                 await asyncio.sleep(chance.uniform(0.5, 3.0))
             for delivery in found:
+                if delivery.forced and delivery.transaction_id not in world.forced:
+                    world.wrong(f"{delivery.id} is flagged as forced, and nobody did")
                 await _settle(client, delivery, chance)
         except HalfmsgError:
             await asyncio.sleep(0.2)
@@ -159,50 +133,6 @@ async def _settle(client: Client, delivery: Delivery, chance: random.Random) -> 
         return
 
 
-async def operator(world: World, seed: int) -> None:
-    """Looks now and then for what was just acknowledged: it is there, and a decision stays (I3, I11)."""
-    chance, client, seen = random.Random(seed), Client(URL), dict[str, str]()
-    while True:
-        await asyncio.sleep(chance.uniform(0.1, 0.6))
-        if not world.told:
-            continue
-        id = world.told[-1] if chance.random() < 0.5 else chance.choice(world.told)
-        try:
-            found = await client.transaction(id)
-        except ApiError as error:
-            if error.code == "transaction_not_found":
-                world.wrong(f"operator: {id} was acknowledged and is not found")
-            continue
-        except HalfmsgError:
-            continue
-        state = found.state
-        world.mark("operator_saw_it")
-        if seen.get(id, state) != state and seen[id] in ("committed", "rolled_back"):
-            world.wrong(f"operator: {id} was {seen[id]} and is {state}")
-        seen[id] = state
-        if chance.random() < 0.05 and state == "prepared":
-            await _park(client, id, world)
-        if chance.random() < 0.05 and state == "committed":
-            await _contradict(client, id, found.producer or "shop-a", world)
-
-
-async def _contradict(client: Client, id: str, producer: str, world: World) -> None:
-    """The opposite of a decision that stands, by somebody who should not: it is refused (P4)."""
-    try:
-        await client.rollback(id, producer=producer, reason="by mistake")
-        world.wrong(f"{id} is committed, and a rollback of it was taken")
-    except HalfmsgError:
-        return
-
-
-async def _park(client: Client, id: str, world: World) -> None:
-    try:
-        await client._link().http.call("POST", f"/v1/transactions/{id}/park", {"reason": "an operator's mistake"}, timeout_s=2.0)
-        world.mark("parked")
-    except HalfmsgError:
-        return
-
-
 class GapEar(logging.Handler):
     """The coordinator says who holds a missing number in its log."""
 
@@ -213,7 +143,3 @@ class GapEar(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if self.world is not None and getattr(record, "holder", "nobody") != "nobody":
             self.world.mark("gap_question_answered")
-
-
-def database_of(folder: Path, name: str) -> Path:
-    return load.database(folder, name)

@@ -45,6 +45,7 @@ class Ledger:
         self._states: dict[bytes, int] = {}
         self._handed: dict[Spot, str] = {}
         self._done: set[Spot] = set()
+        self._paused: set[str] = set()
         self._lanes: dict[tuple[str, str], dict[Spot, Open]] = {}
         """What is open in each lane of an ordered topic, by group and lane."""
 
@@ -87,6 +88,8 @@ class Ledger:
     def _on_fetch(self, command: Any, result: Any) -> None:
         if not isinstance(result, list):
             return
+        if result and command is not None and command.group in self._paused:
+            self.wrong.append(f"{len(result)} deliveries for {command.group}, which is paused")
         for delivery in result:
             spot, hand = spot_of(delivery.token)
             if spot in self._done:
@@ -115,6 +118,9 @@ class Ledger:
         for at in others:
             del lane[at]
         lane[spot] = Open(delivery.group, command.member, delivery.token, delivery.lease_until)
+
+    def _on_pause(self, command: Any, result: Any) -> None:
+        (self._paused.add if command.paused else self._paused.discard)(command.name)
 
     def _on_extend(self, command: Any, result: Any) -> None:
         if not isinstance(result, list):

@@ -51,6 +51,11 @@ MARKS = {
     "consumer_frozen": "a consumer stood still for longer than its lease",
     "shop_frozen": "a producer stood still",
     "wall": "two nodes could not reach each other",
+    "forced_commit": "a parked transaction was committed by hand (R4)",
+    "forced_rollback": "a parked transaction was rolled back by hand (R4)",
+    "forced_and_contradicted": "a producer's word came against a decision by hand, and was listed (R4)",
+    "paused": "a group was paused for a while",
+    "backed_up": "a backup was made, under load or of a dead coordinator's file (W15)",
     "cut": "all connections of a node were cut",
     "slow_network": "the network was slow",
 } | {f"failpoint_{name}": f"killed at {name}" for name in (*failpoints.NAMES, "checkpointed")}

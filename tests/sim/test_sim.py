@@ -156,3 +156,11 @@ def test_ledger_counts_a_longer_lease_for_its_whole_run() -> None:
     ledger.durable("extend", SimpleNamespace(tokens=("1.0.1.1.5",)), [SimpleNamespace(error=None, lease_until=300)])
     hand_out(ledger, "b", 150, "1.0.3.3.6")
     assert "two hands" in ledger.wrong[0]
+
+
+def test_ledger_sees_a_delivery_while_its_group_is_paused() -> None:
+    ledger = Ledger(8)
+    for paused in (True, False):
+        ledger.durable("pause", SimpleNamespace(name="g", paused=paused), [])
+        hand_out(ledger, "a", 0, f"1.0.1.{1 + paused}.5")
+    assert ledger.wrong == ["1 deliveries for g, which is paused"]

@@ -18,10 +18,10 @@ from halfmsg.coordinator import doctor
 from halfmsg.coordinator.settings import Check, Groups, Settings
 from halfmsg.coordinator.store import failpoints
 from halfmsg.txclient import Client, HalfmsgError
-from tests.kill import collect, load
-from tests.support import checker, history
+from tests.kill import load
+from tests.support import history
 
-from . import cast
+from . import cast, judgement, operators, till
 from .ledger import Ledger
 from .loop import SimLoop, Stuck
 from .net import Net
@@ -36,7 +36,6 @@ SKEWS_S = (0.0, 0.0, 1e8, -1e8, 3.0)
 EVENTS_KEPT = 60
 CHECKPOINT = ("checkpoint", "checkpointed")
 POINTS = (*failpoints.NAMES, "checkpointed")
-CALLS_AT_REST = 5  # the loops' own, on their way
 
 
 class World:
@@ -47,7 +46,16 @@ class World:
         self.ledger = Ledger(load.MAX_ATTEMPTS)
         self.rate = RATE
         self.healed = False
+        self.wide = seed % 2 == 0
+        """Has it what came after the first worlds: sends in order of arrival, decisions by hand, pauses, backups? The seeds of old play on."""
+        self.topics: tuple[str, ...] = (load.ORDERED, load.PLAIN, *([till.TOPIC] if self.wide else []))
+        self.groups = (*load.GROUPS, cast.RAW)
         self.told: list[str] = []
+        self.states: dict[str, str] = {}
+        """What was said last of each told one."""
+        self.forced: set[str] = set()
+        """Decided by hand, as far as somebody tried to."""
+        self.backups: list[operators.Backup] = []
         self.last: deque[str] = deque(maxlen=EVENTS_KEPT)
         self.nodes: dict[str, Node] = {}
         self._mains: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {}
@@ -152,7 +160,11 @@ class World:
             self._mains[process] = lambda process=process: cast.stock(self, process.partition("/")[0], process)  # type: ignore[misc]
         for at in (1, 2):
             self._mains[f"zombie/{at}"] = lambda at=at: cast.zombie(self, self._fresh(seed + 100 + at))  # type: ignore[misc]
-        self._mains["operator"] = lambda: cast.operator(self, self._fresh(seed + 200))
+        self._mains["operator"] = lambda: operators.operator(self, self._fresh(seed + 200))
+        if self.wide:
+            for at in (1, 2):
+                self._mains[f"till/{at}"] = lambda at=at: till.Till(self, f"till/{at}", self._fresh(seed + 300 + at), cast.URL).main()  # type: ignore[misc]
+            self._mains["caretaker"] = lambda: operators.caretaker(self, self._fresh(seed + 400))
         self.start("coordinator")
         await self._set_up()
         for name in list(self._mains)[1:]:
@@ -160,7 +172,7 @@ class World:
         await self._trouble()
         await self._heal()
         await self._rest()
-        await self._judge()
+        await judgement.judge(self)
 
     def _fresh(self, seed: int) -> int:
         """A process that comes back does not do the same again."""
@@ -168,11 +180,11 @@ class World:
 
     async def _set_up(self) -> None:
         client = Client(cast.URL)
-        for name, kind in load.TOPICS.items():
+        for name, kind in (load.TOPICS | ({till.TOPIC: "arrival"} if self.wide else {})).items():
             await self._put(client.put_topic, name, kind=kind, lanes=4, allow_no_group=name == load.BULK)
             self.book.add("topic", topic=name, kind=kind)
-        topics = [load.ORDERED, load.PLAIN]
-        for group in (*load.GROUPS, cast.RAW):
+        topics = list(self.topics)
+        for group in self.groups:
             wanted = {"topics": [{"topic": name} for name in topics], "lease_s": load.LEASE_S, "max_attempts": load.MAX_ATTEMPTS}
             await self._put(client.put_group, group, **wanted, backoff={"first_s": 0.1, "max_s": 0.5})
             if group != cast.RAW:
@@ -220,19 +232,19 @@ class World:
         self._back("coordinator", always=False)
 
     def _checkpoint(self) -> None:
-        coordinator = self._coordinator()
+        coordinator = self.coordinator()
         if coordinator is not None:
             node = self.nodes["coordinator"]
             context = copy_context()
             context.run(NODE.set, node)
             node.tasks.append(context.run(self.loop.create_task, coordinator.engine.checkpoint()))
 
-    def _coordinator(self) -> SimCoordinator | None:
+    def coordinator(self) -> SimCoordinator | None:
         node = self.nodes["coordinator"]
         return getattr(node, "owner_coordinator", None) if node.alive else None
 
     def _stop_coordinator(self) -> None:
-        coordinator = self._coordinator()
+        coordinator = self.coordinator()
         if coordinator is not None and not coordinator.stopped.is_set():
             self.say("coordinator is told to stop")
             self.mark("coordinator_stopped")
@@ -258,7 +270,7 @@ class World:
         return self.chance.choice([name for name in self.nodes if name.startswith(heads)])
 
     def _kill_shop(self) -> None:
-        name = self._one_of("shop")
+        name = self._one_of("shop", "till")
         self.mark("shop_killed")
         self.crash(name)
         self._back(name, after_s=self.chance.choice((0.0, 4.0)))
@@ -270,13 +282,13 @@ class World:
         self._back(name)
 
     def _freeze(self) -> None:
-        name = self._one_of("coordinator", "shop", "stock", "billing", "zombie")
+        name = self._one_of("coordinator", "shop", "till", "stock", "billing", "zombie")
         self.nodes[name].frozen_until = self.loop.time() + self.chance.uniform(0.5, 2.5 * load.LEASE_S)
         self.say(f"{name} stands still until {self.nodes[name].frozen_until:.3f}")
-        self.mark(f"{'coordinator' if name == 'coordinator' else 'shop' if name.startswith('shop') else 'consumer'}_frozen")
+        self.mark(f"{'coordinator' if name == 'coordinator' else 'shop' if name.startswith(('shop', 'till')) else 'consumer'}_frozen")
 
     def _wall(self) -> None:
-        name = self._one_of("shop", "stock", "billing", "zombie")
+        name = self._one_of("shop", "till", "stock", "billing", "zombie")
         until = self.loop.time() + self.chance.uniform(0.3, 6.0)
         self.net.wall(name, "coordinator", until)
         self.say(f"{name} and the coordinator cannot reach each other until {until:.3f}")
@@ -348,86 +360,11 @@ class World:
     async def _rest(self) -> None:
         """I10: what was begun ends, in a stated time."""
         until = self.loop.time() + REST_S
-        while left := self._left():
+        while left := judgement.left(self):
             if self.loop.time() > until:
                 self.wrong(f"no rest in {REST_S:g} s: {'; '.join(left)}")
                 return
             await asyncio.sleep(0.5)
-
-    def _left(self) -> list[str]:
-        left = []
-        if rows := collect.unsent(self.folder):
-            left.append(f"{rows} row sets are not handed over")
-        with closing(sqlite3.connect(self.store)) as conn:
-            for what, sql in _OPEN.items():
-                count = conn.execute(sql).fetchone()[0]
-                if count:
-                    left.append(f"{count} {what}")
-        return left
-
-    async def _judge(self) -> None:
-        for name in list(self.nodes):
-            if name != "coordinator":
-                self.crash(name)
-        await self._bounded()
-        self.crash("coordinator")
-        with closing(sqlite3.connect(self.store)) as conn:
-            self._stands(conn)
-            for finding in doctor.run(conn, integrity=True):
-                if finding.ok is not True:
-                    self.book.add("finding", name=finding.name, rows=[str(row) for row in finding.rows])
-        for error in collect.told(self.folder, self.book):
-            self.wrong(f"odd: {error}")
-        collect.truth(self.folder, self.book)
-        collect.effects(self.folder, self.book)
-        verdict = checker.check(history.read(self.folder / "history.jsonl"))
-        for kind, count in verdict.counts().items():
-            if count:
-                self.ledger.wrong += [f"{kind}: {line}" for line in getattr(verdict, kind)[:5]]
-
-    def _stands(self, conn: sqlite3.Connection) -> None:
-        """How each transaction and dead letter stands at the end."""
-        states = {0: "prepared", 1: "committed", 2: "rolled_back", 3: "parked"}
-        for id, state in conn.execute("SELECT id, state FROM tx"):
-            text = id.hex()
-            id = f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
-            self.book.add("decided" if state in (1, 2) else "undecided", transaction=id, state=states[state], by="end", final=True)
-        dead = """SELECT g.name, t.name, d.m, d.reason, hex(x.id), d.grp, d.lane, d.off FROM dead d JOIN topic t ON t.id = d.topic
-            JOIN tx x ON x.n = d.m / 1024 LEFT JOIN grp g ON g.id = d.grp"""
-        for group, topic, m, reason, id, grp, lane, off in conn.execute(dead):
-            self.mark("dead_letter")
-            text = id.lower()
-            message = f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}-{m % 1024}"
-            self.book.add("dead", group=group, topic=topic, message=message, reason=reason)
-            spot = (str(grp), str(lane), str(off))
-            if self.ledger.is_done(spot):
-                self.wrong(f"both: {spot} of {group} was acked and is a dead letter")
-            if spot in self.ledger.refused:
-                self.mark("zombie_after_dead_letter")
-
-    async def _bounded(self) -> None:
-        """I12: nothing is left behind at rest."""
-        await asyncio.sleep(1.0)
-        coordinator = self._coordinator()
-        engine = getattr(coordinator, "engine", None)  # none: it never started
-        if engine is None:
-            self.wrong("no coordinator at the end")
-            return
-        if engine._backend._conn.in_transaction:
-            self.wrong("a transaction is open at rest")
-        queued = [job for job in engine._writer._queue]
-        if engine._writer._calls_waiting > len(queued) + CALLS_AT_REST:
-            self.wrong(f"{engine._writer._calls_waiting} commands are counted as waiting at rest, {len(queued)} are")
-
-
-_OPEN = {
-    "transactions are undecided": "SELECT count(*) FROM tx WHERE state = 0",
-    "runs are in flight": "SELECT count(*) FROM flight",
-    "messages wait for another try": "SELECT count(*) FROM retry",
-    "messages are held": "SELECT count(*) FROM held",
-    "lanes have more": "SELECT count(*) FROM place p JOIN grp g ON g.id = p.grp JOIN lane l ON l.topic = g.topic AND l.lane = p.lane"
-    " WHERE p.next_off < l.next_off",
-}
 
 
 def run(seed: int, folder: Path) -> World:

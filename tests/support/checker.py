@@ -57,6 +57,8 @@ class _Facts:
     committed: dict[str, Event] = field(default_factory=dict)
     sent: dict[str, Event] = field(default_factory=dict)
     acknowledged: list[Event] = field(default_factory=list)
+    answered: list[Event] = field(default_factory=list)
+    forced: dict[str, str] = field(default_factory=dict)
     said: dict[str, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))  # transaction -> state -> who said it first
     final: dict[str, str] = field(default_factory=dict)
     effects: dict[str, list[Event]] = field(default_factory=lambda: defaultdict(list))
@@ -80,7 +82,10 @@ class _Facts:
                 self.acknowledged.append(event)
                 self.say(event, SAID.get(event["what"]) or event["state"])
             case "answered":
+                self.answered.append(event)
                 self.say(event, event["state"])
+            case "forced":
+                self.forced[event["transaction"]] = event["state"]
             case "decided" | "undecided":
                 self.stand(event)
             case "effect":
@@ -120,8 +125,8 @@ def check(history: Iterable[Event]) -> Verdict:
         lost=list(_lost(facts, facts.committed)),
         ghost=[*_ghost_effects(facts), *_ghost_decisions(facts)],
         doubled=list(_doubled(facts)),
-        inverted=[*_numbers(facts), *_inverted(facts)],
-        changed=list(_changed(facts)),
+        inverted=[*_numbers(facts), *_inverted(facts), *_arrived(facts)],
+        changed=[*_changed(facts), *_unlisted(facts)],
         acknowledged_lost=[*_answers(facts), *_lost(facts, _sends(facts))],
         wrong_body=list(_wrong_body(facts)),
         unsound=[f"{event['name']}: {event['rows']}" for event in facts.findings],
@@ -133,6 +138,8 @@ def _lost(facts: _Facts, owed: dict[str, Event]) -> Iterator[str]:
         done = {effect["message"] for effect in facts.effects[group]}
         for message, event in owed.items():
             if event["topic"] in topics and event["at"] >= since and message not in done and not facts.is_listed(group, message):
+                if facts.forced.get(event["transaction"]) == "rolled_back":
+                    continue
                 state = facts.final.get(event["transaction"], "not known")
                 yield f"{group}: {_name(event)} had no effect; its transaction is {state} at the coordinator"
 
@@ -146,7 +153,8 @@ def _ghost_effects(facts: _Facts) -> Iterator[str]:
     for group, effects in facts.effects.items():
         topics = facts.groups.get(group, (0.0, set[str]()))[1]
         for effect in effects:
-            if effect["message"] not in facts.committed and effect["message"] not in facts.sent:
+            is_forced = facts.forced.get(effect["message"].rpartition("-")[0]) == "committed"
+            if effect["message"] not in facts.committed and effect["message"] not in facts.sent and not is_forced:
                 yield f"{group}: effect of {_name(effect)}, which never committed"
             elif effect["topic"] not in topics:
                 yield f"{group}: effect of {_name(effect)}, and the group has no such topic"
@@ -155,7 +163,7 @@ def _ghost_effects(facts: _Facts) -> Iterator[str]:
 def _ghost_decisions(facts: _Facts) -> Iterator[str]:
     true = {event["transaction"] for event in [*facts.committed.values(), *facts.sent.values()]}
     for transaction, said in facts.said.items():
-        if "committed" in said and transaction not in true:
+        if "committed" in said and transaction not in true and facts.forced.get(transaction) != "committed":
             yield f"{transaction} is committed ({said['committed']}), and its local transaction never was"
 
 
@@ -192,6 +200,63 @@ def _inverted(facts: _Facts) -> Iterator[str]:
             last[at] = max(before, number)
 
 
+def _arrived(facts: _Facts) -> Iterator[str]:
+    """Plain sends with a key are numbered as they arrive: each has one number for all, none is passed over, and what was begun after another
+    was acknowledged has the larger one."""
+    numbers = _numbers_of_sent(facts)
+    places = defaultdict[Place, dict[int, str]](dict)
+    for message, found in numbers.items():
+        if len(found) > 1:
+            yield f"{message} has the numbers {sorted(found)}"
+        other = places[_sent_to(facts, message)].setdefault(min(found), message)
+        if other != message:
+            yield f"{message} and {other} have the number {min(found)}"
+    for place, by_number in places.items():
+        yield from _not_reached(facts, place, by_number)
+        yield from _overtaken(facts, by_number)
+
+
+def _numbers_of_sent(facts: _Facts) -> dict[str, set[int]]:
+    numbers = defaultdict[str, set[int]](set)
+    for effects in facts.effects.values():
+        for effect in effects:
+            if effect["message"] in facts.sent and effect["sequence"] is not None:
+                numbers[effect["message"]].add(effect["sequence"])
+    return numbers
+
+
+def _sent_to(facts: _Facts, message: str) -> Place:
+    event = facts.sent[message]
+    return "", event["topic"], event["key"]
+
+
+def _not_reached(facts: _Facts, place: Place, by_number: dict[int, str]) -> Iterator[str]:
+    """Numbers that no group has are those of messages that are dead in each of them."""
+    for group in facts.groups:
+        done = {effect["message"] for effect in facts.effects[group]}
+        dead = facts.dead[group] | facts.dead[None]
+        if not done & set(by_number.values()):
+            continue
+        last = max(number for number, message in by_number.items() if message in done)
+        missing = [number for number in range(1, last) if by_number.get(number) not in done | dead]
+        unseen = [message for message in dead if message in facts.sent and _sent_to(facts, message) == place and message not in by_number.values()]
+        if len(missing) > len(unseen):
+            yield f"{group}: {place[1]} {place[2]} numbers {missing} were passed over, {len(unseen)} of the dead letters have no known number"
+
+
+def _overtaken(facts: _Facts, by_number: dict[int, str]) -> Iterator[str]:
+    told = {event["transaction"]: event["at"] for event in facts.acknowledged if event["what"] == "send"}
+    number_of = {message: number for number, message in by_number.items()}
+    acked = sorted((told[at], number_of[message], message) for message in number_of if (at := message.rpartition("-")[0]) in told)
+    most, at, by = 0, 0, ""
+    for message in sorted(number_of, key=lambda message: facts.sent[message]["at"]):
+        while at < len(acked) and acked[at][0] < facts.sent[message]["at"]:
+            most, by = max((most, by), acked[at][1:])
+            at += 1
+        if number_of[message] < most:
+            yield f"{message} has the number {number_of[message]}, and was begun after {by} was acknowledged, which has {most}"
+
+
 def _passed_over(facts: _Facts, group: str, place: Place, committed: dict[int, str], numbers: Iterable[int]) -> Iterator[str]:
     for number in numbers:
         message = committed.get(number)
@@ -201,8 +266,16 @@ def _passed_over(facts: _Facts, group: str, place: Place, committed: dict[int, s
 
 def _changed(facts: _Facts) -> Iterator[str]:
     for transaction, said in facts.said.items():
-        if len(said) > 1:
+        if len(said) > 1 and transaction not in facts.forced:
             yield f"{transaction}: " + ", ".join(f"{state} ({who})" for state, who in said.items())
+
+
+def _unlisted(facts: _Facts) -> Iterator[str]:
+    """R4: a producer's word against a decision by hand is in the list of conflicts."""
+    for event in facts.answered:
+        transaction = event["transaction"]
+        if event.get("code") == "decided_otherwise" and transaction in facts.forced and transaction not in facts.listed:
+            yield f"{transaction} was forced to {facts.forced[transaction]}, {event['process']} said otherwise ({event['what']}), and no list has it"
 
 
 def _answers(facts: _Facts) -> Iterator[str]:

@@ -7,10 +7,11 @@ Every event has `at` (seconds), `process` and `event`; what else it has follows 
     committed       transaction, producer, message, topic, key, sequence, digest       a message of a local transaction that stands;
                                                      the lines of a producer are in the order of its local commits
     rolled_back     transaction, producer            its local transaction was undone, as far as its process knows
-    sent            transaction, message, topic, digest      a plain send was tried; it may have arrived
+    sent            transaction, message, topic, key, digest     a plain send was begun; it may have arrived
     acknowledged    what (prepare, submit, commit, rollback, send), transaction, state   a success answer that a client got
     answered        transaction, state               a refusal that named the decision that stands
     decided         transaction, state, by, final?   committed or rolled_back, as seen at the coordinator or in a producer's fence
+    forced          transaction, state               decided by hand, over the head of its producer
     undecided       transaction, state, final?       prepared or parked, as seen at the coordinator
     effect          group, generation, message, topic, key, sequence, producer, digest, redriven    a group's lines are in commit order
     dead            group (None: the topic's list), topic, message, reason

@@ -1,0 +1,45 @@
+"""The client of whoever publishes in a world: it keeps what was acknowledged, and says some things twice."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING, Any
+
+from halfmsg import Client
+from halfmsg.txclient import HalfmsgError
+from tests.kill.producer import Recorder
+from tests.support import history
+
+if TYPE_CHECKING:
+    from .world import World
+
+DOUBLED = 0.06
+DOUBLED_WITHIN_S = 8.0
+
+
+class SimRecorder(Recorder):
+    """Keeps what was acknowledged, for the operator to look for. Some of what it says arrives twice, the second time after other things."""
+
+    def __init__(self, url: str, book: history.Writer, world: World, chance: random.Random) -> None:
+        super().__init__(url, book)
+        self.world, self.chance = world, chance
+        self._doubles: list[asyncio.Task[None]] = []
+
+    async def op(self, op: Any, *, timeout: float | None = None, retry: bool = True) -> Any:
+        if self.chance.random() < DOUBLED:
+            self._doubles.append(asyncio.create_task(self._again(op, self.chance.uniform(0, DOUBLED_WITHIN_S))))
+        answer = await super().op(op, timeout=timeout, retry=retry)
+        if isinstance(answer, dict) and "state" in answer and isinstance(answer.get("id"), str):
+            self.world.told.append(answer["id"])
+            self.world.states[answer["id"]] = answer["state"]
+        return answer
+
+    async def _again(self, op: Any, after_s: float) -> None:
+        """As a proxy that lost the answer would; nobody hears what comes of it, the ledger judges it."""
+        await asyncio.sleep(after_s)
+        try:
+            await Client.op(self, op, timeout=2.0)
+        except HalfmsgError:
+            return
+        self.world.mark("said_twice")
