@@ -6,6 +6,7 @@ import itertools
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from functools import cache
 from typing import Any
 
 from aiohttp import web
@@ -106,15 +107,20 @@ def check_query(query: Mapping[str, str], route: Route | None = None) -> None:
             raise Problem("unknown_field", f"{name[:80]!r} is not known in the query of {route.path}; known: {known}")
 
 
+@cache
+def _document() -> bytes:
+    """Once a process: tests and simulated worlds start many coordinators in one."""
+    return wire.encode_json(openapi.document(ROUTES))
+
+
 def application(engine: Engine, streams: Streams, checks: Checks, gaps: Gaps) -> web.Application:
     http = Http(engine)
     calls = Calls(engine, checks, streams, gaps)
     app = web.Application(client_max_size=wire.MAX_FRAME_BYTES)
     for route in ROUTES:
         app.router.add_route(route.method, route.path, http.handler(route, getattr(calls, route.call)))
-    document = wire.encode_json(openapi.document(ROUTES))
     app.router.add_get("/v1/stream", _upgrade(http, streams))
-    app.router.add_get("/openapi.json", _fixed(document, JSON))
+    app.router.add_get("/openapi.json", _fixed(_document(), JSON))
     app.router.add_get("/metrics", _metrics(engine))
     app.router.add_get("/livez", _fixed(b"ok\n", "text/plain"))
     app.router.add_get("/healthz", _fixed(b"ok\n", "text/plain"))

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from halfmsg.coordinator import doctor
 from halfmsg.coordinator.settings import Check, Groups, Settings
 from halfmsg.coordinator.store import failpoints
+from halfmsg.coordinator.store.sqlite import file
 from halfmsg.txclient import Client, HalfmsgError
 from tests.kill import load
 from tests.support import history
@@ -34,6 +35,7 @@ REST_S = 90.0
 JUMPS_S = (-31_536_000.0, -3_600.0, -30.0, -3.0, 3.0, 30.0, 3_600.0, 31_536_000.0)
 SKEWS_S = (0.0, 0.0, 1e8, -1e8, 3.0)
 EVENTS_KEPT = 60
+WAL_PAGES_WIDE = 100
 CHECKPOINT = ("checkpoint", "checkpointed")
 POINTS = (*failpoints.NAMES, "checkpointed")
 
@@ -379,12 +381,14 @@ def run(seed: int, folder: Path) -> World:
     gaps.addHandler(ear)
     seams.enter(loop, seed)
     failpoints.arm("")
+    wal_pages, file.WAL_PAGES = file.WAL_PAGES, WAL_PAGES_WIDE if world.wide else file.WAL_PAGES
     loop.set_exception_handler(lambda loop, context: _unexpected(world, context))
     try:
         loop.run_until_complete(world.play())
     except Stuck as stuck:
         world.wrong(f"stuck: {stuck}")
     finally:
+        file.WAL_PAGES = wal_pages
         seams.leave()
         gaps.removeHandler(ear)
         failpoints.arm("")
