@@ -95,6 +95,9 @@ async def caretaker(world: World, seed: int) -> None:
     chance, client = random.Random(seed), Client(URL)
     while True:
         await asyncio.sleep(chance.expovariate(0.8))
+        if world.healed:
+            for group in world.groups:  # a pause that was given up may have arrived after its end
+                await _resume(client, group)
         match chance.choice((0, 1, 2, 3, 3, 3)):
             case 0 if not world.healed:
                 await _pause(client, chance.choice(world.groups), chance)
@@ -111,10 +114,14 @@ async def caretaker(world: World, seed: int) -> None:
 
 
 async def _pause(client: Client, group: str, chance: random.Random) -> None:
-    """Resumed until somebody says that it is: a group that stays paused never comes to rest."""
     with suppress(HalfmsgError):
         await _call(client, f"/v1/groups/{group}/pause")
         await asyncio.sleep(chance.uniform(0.2, 3.0))
+    await _resume(client, group)
+
+
+async def _resume(client: Client, group: str) -> None:
+    """Until somebody says that it is: a group that stays paused never comes to rest."""
     while True:
         try:
             await _call(client, f"/v1/groups/{group}/resume")
