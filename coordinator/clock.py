@@ -86,7 +86,7 @@ def rfc3339(ms: int) -> str:
     return f"{_to_the_second(ms // 1000)}.{ms % 1000:03d}Z"
 
 
-@lru_cache(maxsize=4_096)
+@lru_cache(maxsize=64)
 def _to_the_second(seconds: int) -> str:
-    """Cached: most times of an answer lie within the same second, and strftime is dear."""
+    """Cached: most times of an answer lie within the same second, and strftime is dear. Few, since one that fills for an hour looks like a leak."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
