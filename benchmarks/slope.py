@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
+
+T = TypeVar("T")
 
 ERRORS_MIN: Final = 4.0
 """A rise counts from so many standard errors of the line on; samples in a row are alike, so three would cry wolf."""
@@ -26,6 +28,10 @@ class Line:
         return self.per_s > ERRORS_MIN * self.error
 
 
+def judged(samples: Sequence[T], warm_up: float = WARM_UP) -> Sequence[T]:
+    return samples[int(len(samples) * warm_up) :]
+
+
 def fit(samples: Sequence[tuple[float, float]]) -> Line:
     """Least squares through (seconds, value). Raises ValueError for fewer than three samples."""
     count = len(samples)
@@ -38,7 +44,7 @@ def fit(samples: Sequence[tuple[float, float]]) -> Line:
     return Line(per_s, math.sqrt(left / (count - 2) / spread), per_s * (samples[-1][0] - samples[0][0]))
 
 
-def grows(samples: Sequence[tuple[float, float]], slack: float) -> bool:
-    """The line through what follows the warm-up rises clearly, and by more than `slack` over the run."""
-    line = fit(samples[int(len(samples) * WARM_UP) :])
+def grows(samples: Sequence[tuple[float, float]], slack: float, warm_up: float = WARM_UP) -> bool:
+    """The line through what follows the warm-up rises clearly, and by more than `slack` over that part of the run."""
+    line = fit(judged(samples, warm_up))
     return line.clearly_rises and line.rise > slack
