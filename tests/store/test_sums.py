@@ -279,3 +279,85 @@ def test_p9_sums_are_not_kept_in_memory(tmp_path: Path) -> None:
         tracemalloc.stop()
     kept.close()
     assert most > 4 * 60_000 > 10 * held
+
+
+def _killed(folder: Path) -> Path:
+    """As `kill -9` leaves it: pages of more than a block of sums in the file, frames in the log; and no sums, as after SQLite met damage."""
+    path, killed = folder / "halfmsg.db", folder / "killed.db"
+    filler = Filler(path, 7)
+    filler.some(200)
+    conn: sqlite3.Connection = filler.store.backend._conn  # type: ignore[attr-defined]
+    conn.execute("CREATE TABLE big (a)")
+    conn.execute("INSERT INTO big VALUES (randomblob(5000000))")
+    filler.store.backend.checkpoint()  # type: ignore[attr-defined]
+    filler.some(3)
+    copy(path, killed)
+    filler.store.close()
+    assert wal.inspect(killed).committed
+    sums.sums_path(killed).unlink()
+    return killed
+
+
+def _spoil(path: Path) -> None:
+    """The last page of a tree that the log does not have: not one that a start reads by itself."""
+    data, log = bytearray(path.read_bytes()), wal.inspect(path).pages
+    at = max(page for page in range(1, len(data) // 4_096 + 1) if page not in log and data[(page - 1) * 4_096] in (2, 5, 10, 13)) - 1
+    data[at * 4_096 : (at + 1) * 4_096] = b"\x5a" * 4_096
+    path.write_bytes(data)
+
+
+def test_p8_damage_that_was_refused_once_is_refused_again(tmp_path: Path) -> None:
+    """A supervisor starts it anew: the sums of the first attempt would call the damage right."""
+    killed = _killed(tmp_path)
+    _spoil(killed)
+    for _ in range(3):
+        with pytest.raises(StartError, match="damaged"):
+            open_sqlite(killed)
+
+
+def test_p8_look_that_was_cut_short_leaves_no_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = _killed(tmp_path)
+    _spoil(killed)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(file, "check_pages", interrupted)
+        open_sqlite(killed)
+    with pytest.raises(StartError, match="damaged"):
+        open_sqlite(killed)
+
+
+def test_p8_first_page_in_the_log_alone_makes_no_wrong_sums(tmp_path: Path) -> None:
+    """The main file's head cannot be read, and the log has it: SQLite opens it, and the other pages have no sums to be judged by."""
+    path, killed = tmp_path / "halfmsg.db", tmp_path / "killed.db"
+    filler = Filler(path, 7)
+    filler.some(200)
+    filler.store.backend.checkpoint()  # type: ignore[attr-defined]
+    filler.store.backend._conn.execute("CREATE TABLE other (a)")  # type: ignore[attr-defined]
+    copy(path, killed)
+    filler.store.close()
+    assert 1 in wal.inspect(killed).pages
+    sums.sums_path(killed).unlink()
+    with killed.open("r+b") as head:
+        head.write(bytes(512))
+    open_sqlite(killed).close()
+    assert _wrong(killed) is None
+    open_sqlite(killed).close()
+    assert _wrong(killed) == []
+
+
+def test_p8_sums_that_are_given_up_are_emptied_before_their_name_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut may bring a name back that was removed, and what the file had with it."""
+    path = tmp_path / "halfmsg.db"
+    filler = Filler(path, 7)
+    filler.some(20)
+    filler.store.backend.checkpoint()  # type: ignore[attr-defined]
+    sizes = []
+    unlink = Path.unlink
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda self, **more: (sizes.append(self.stat().st_size), unlink(self, **more)))
+        filler.store.backend._sums.give_up()  # type: ignore[attr-defined]
+    filler.store.close()
+    assert sizes == [0]

@@ -45,7 +45,7 @@ class SqliteBackend:
             raise
         try:
             if not known:
-                file.check_pages(self._conn, path)
+                self._check_pages(path)
             file.migrate(self._conn, path, now_ms)
             if not known:
                 self._sums.save()
@@ -57,6 +57,14 @@ class SqliteBackend:
                 raise file.refusal(path, error) from error
             raise
         self._tx = Deliveries(self._conn, env)
+
+    def _check_pages(self, path: Path) -> None:
+        """What SQLite has not found sound gets no sums: they would call the damage right, and the next start would take the store."""
+        try:
+            file.check_pages(self._conn, path)
+        except BaseException:
+            self._sums.give_up()
+            raise
 
     def _note_torn(self, frames: int, synchronous: str, now_ms: int) -> None:
         """Where nothing tells a write that a power cut tore from damage to the last commit, it is written down."""
@@ -170,7 +178,10 @@ def _judge(path: Path, synchronous: str) -> tuple[PageSums, bool, int]:
     file.check_version(path)
     stored = sums.load(path) if wrong is not None else None
     fresh = stored is None and path.exists() and path.stat().st_size > 0
-    if fresh and (size := sums.page_size(path)) is not None:
+    size = sums.page_size(path) if fresh else None
+    if size is not None:
         stored = size, sums.of_file(path, size)
-    kept = not fresh and stored is not None
-    return PageSums(path, stored, kept=kept, sync=synchronous != "OFF"), not fresh, found.torn
+    kept = PageSums(path, stored, kept=not fresh and stored is not None, sync=synchronous != "OFF")
+    if fresh and size is None:  # its first page is in the log alone
+        kept.give_up()
+    return kept, not fresh, found.torn

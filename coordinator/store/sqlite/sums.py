@@ -29,7 +29,8 @@ _HEAD: Final = struct.Struct("=16sI12x")
 _CHUNK_PAGES: Final = 1_024
 _GIVEN_UP: Final = -1
 _NEVER_WRITTEN: Final = 0
-"""A page that was taken and freed again may never be in a log: the file has zeros there, or ends before it; its sum is a hole, too."""
+"""A page that was taken and freed again may never be in a log: the file has zeros there, or ends before it; its sum is a hole, too. So
+zeros in both files, where a disk lost both after it said that they were written, are not seen."""
 
 
 def sums_path(path: Path) -> Path:
@@ -208,13 +209,28 @@ class PageSums:
         self._size = _GIVEN_UP
         self.close()
         path = sums_path(self._path)
+        emptied = self._empty(path)
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            try:
-                os.truncate(path, 0)
-            except OSError:
+            if not emptied:
                 log.error("%s is out of date and cannot be removed: %s. Remove it, or the next start takes the store for damaged", path, error)
+
+    def _empty(self, path: Path) -> bool:
+        """Before its name goes: a power cut may bring a name back, and an empty file is none."""
+        try:
+            fd = os.open(path, os.O_WRONLY)
+        except OSError:
+            return False
+        try:
+            os.ftruncate(fd, 0)
+            if self._sync:
+                os.fsync(fd)
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+        return True
 
     def close(self) -> None:
         for fd in (self._wal, self._file):
