@@ -337,6 +337,7 @@ def test_a_digest_differs_in_each_part() -> None:
 def arrivals() -> list[Event]:
     """Two groups that have four sends of one key in order; the third is dead in both, so its number is seen nowhere."""
     events: list[Event] = [{"at": 0.0, "process": "t", "event": "group", "group": group, "topics": ["till"]} for group in GROUPS]
+    events.append({"at": 0.0, "process": "t", "event": "topic", "topic": "till", "kind": "arrival"})
     for number in range(1, 5):
         message = {"transaction": f"a{number}", "message": f"a{number}-0", "topic": "till", "key": "k", "digest": "d"}
         events.append({"at": 2.0 * number, "process": "t", "event": "sent", "sequence": None, **message})
@@ -379,7 +380,20 @@ def _one_too_many_missing(events: list[Event]) -> None:
             event["sequence"] = 5
 
 
-@pytest.mark.parametrize("spoil", [_swap_numbers, _two_numbers, _a_number_twice, _one_too_many_missing])
+def _no_numbers(events: list[Event]) -> None:
+    for event in events:
+        if event["event"] == "effect":
+            event["sequence"] = None
+
+
+def _excused_by_a_later_one(events: list[Event]) -> None:
+    """Number 3 was passed over; what is dead was begun when number 4 was acknowledged already."""
+    events[at(events, "sent", message="a3-0")[0]]["at"] = 50.0
+
+
+@pytest.mark.parametrize(
+    "spoil", [_swap_numbers, _two_numbers, _a_number_twice, _one_too_many_missing, _no_numbers, _excused_by_a_later_one]
+)  # fmt: skip
 def test_order_of_arrival_that_is_spoiled_is_seen(spoil: Callable[[list[Event]], None]) -> None:
     events = arrivals()
     spoil(events)
@@ -425,3 +439,30 @@ def test_success_answer_against_a_decision_by_hand_is_seen() -> None:
     events = forced("rolled_back", "commit")
     events.append({"at": 1.0, "process": "t", "event": "acknowledged", "what": "commit", "transaction": "f1", "state": "committed"})
     assert checker.check(events).found() == {"acknowledged_lost"}
+
+
+def test_decision_by_hand_excuses_no_more_than_itself() -> None:
+    """What was rolled back is given to nobody; a decision by hand stays; only the list of conflicts is the list; all groups get one body."""
+    about = {"transaction": "f1", "producer": "shop-a", "message": "f1-0", "topic": "notes", "key": None, "sequence": None}
+    rolled_back, committed = forced("rolled_back", "commit"), forced("committed", "rollback")
+    books = Books(random.Random(1))
+    given = books.event("effect", group="billing", generation=1, redriven=False, digest="d", **about)
+    assert checker.check([*rolled_back, given]).found() == {"ghost"}
+    turned = books.event("decided", transaction="f1", state="rolled_back", by="operator")
+    assert checker.check([*[each for each in committed if each.get("by") != "fence"], turned]).found() == {"changed"}
+    aside = books.event("refused", transaction="f1")
+    assert checker.check([*rolled_back[:-1], aside]).found() == {"changed"}
+    groups = [books.event("effect", group="stock", generation=1, redriven=False, digest=digest, **about) for digest in ("d", "other")]
+    standing = {"at": 0.0, "process": "t", "event": "group", "group": "stock", "topics": ["orders", "notes"]}
+    events = [each for each in committed if not (each["event"] == "group" and each["group"] == "stock")]
+    assert checker.check([standing, *events, groups[0]]).found() <= {"lost"}
+    assert "wrong_body" in checker.check([standing, *events, groups[1]]).found()
+
+
+def test_conflict_that_is_committed_is_owed_all_the_same() -> None:
+    """A contrary word is listed, and the message goes to every group."""
+    events = right(3, [])
+    message = events[at(events, "committed")[0]]["message"]
+    kept = [each for each in events if not (each["event"] == "effect" and each["message"] == message)]
+    conflict = {"at": 9.0, "process": "t", "event": "conflict", "transaction": message.rpartition("-")[0]}
+    assert "lost" in checker.check([*kept, conflict]).found()

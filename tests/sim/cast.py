@@ -109,8 +109,7 @@ async def zombie(world: World, seed: int) -> None:
             if chance.random() < 0.3:
                 await asyncio.sleep(chance.uniform(0.5, 3.0))
             for delivery in found:
-                if delivery.forced and delivery.transaction_id not in world.forced:
-                    world.wrong(f"{delivery.id} is flagged as forced, and nobody did")
+                (world.flagged if delivery.forced else world.unflagged).add(delivery.transaction_id)
                 await _settle(client, delivery, chance)
         except HalfmsgError:
             await asyncio.sleep(0.2)

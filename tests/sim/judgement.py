@@ -69,15 +69,18 @@ async def judge(world: World) -> None:
 
 def _stands(world: World, conn: sqlite3.Connection) -> None:
     """How each transaction and dead letter stands at the end."""
+    forced: set[str] = set()
     for id, state, by in conn.execute("SELECT id, state, decided_by FROM tx"):
         id, state = str(UUID(bytes=id)), STATES[state]
         world.book.add("decided" if state in checker.DECIDED else "undecided", transaction=id, state=state, by="end", final=True)
         if by == BY_OPERATOR:
+            forced.add(id)
             world.book.add("forced", transaction=id, state=state)
-            if id not in world.forced:
-                world.wrong(f"{id} was decided by an operator, and none did")
+    world.ledger.wrong += [f"{id} was decided by an operator, and none did" for id in sorted(forced - world.forced)]
+    world.ledger.wrong += [f"{id} came as forced, and was not" for id in sorted(world.flagged - forced)]
+    world.ledger.wrong += [f"{id} was forced, and came without its flag" for id in sorted(world.unflagged & forced)]
     for (id,) in conn.execute("SELECT DISTINCT tx_id FROM conflict"):
-        if (id := str(UUID(bytes=id))) in world.forced:
+        if (id := str(UUID(bytes=id))) in forced:
             world.book.add("conflict", transaction=id)
             world.mark("forced_and_contradicted")
     dead = """SELECT g.name, t.name, d.m, d.reason, x.id, d.grp, d.lane, d.off FROM dead d JOIN topic t ON t.id = d.topic

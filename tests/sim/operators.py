@@ -106,8 +106,8 @@ async def caretaker(world: World, seed: int) -> None:
                 with suppress(HalfmsgError):
                     await _call(client, f"/v1/transactions/{chance.choice(world.told)}/check")
             case 2 if not world.healed:
-                world.backups.append(make_backup(world, len(world.backups)))
-            case 3:
+                make_backup(world)
+            case 3 if not world.healed:  # what is left then has to come to rest by itself
                 await _decide(client, world, chance)
             case _:
                 continue
@@ -138,15 +138,15 @@ class Backup:
     said: dict[str, str]
 
 
-def make_backup(world: World, number: int) -> Backup:
+def make_backup(world: World) -> None:
     """Of the file as it stands, whether or not its coordinator runs."""
-    path = world.folder / f"backup-{number}.db"
+    path = world.folder / f"backup-{len(world.backups)}.db"
     said = {id: world.states.get(id, "") for id in world.told}
     try:
         made = backup.backup(world.store, path, now_ms=int(time.time() * 1000), version="sim", progress=lambda *_: None)
     except StartError as error:
         world.wrong(f"backup: {error}")
-    else:
-        world.mark("backed_up")
-        world.ledger.wrong += [f"backup: {each.name}: {each.rows[:2]}" for each in made.findings]
-    return Backup(path, said)
+        return
+    world.mark("backed_up")
+    world.ledger.wrong += [f"backup: {each.name}: {each.rows[:2]}" for each in made.findings]
+    world.backups.append(Backup(path, said))

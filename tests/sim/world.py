@@ -57,6 +57,9 @@ class World:
         """What was said last of each told one."""
         self.forced: set[str] = set()
         """Decided by hand, as far as somebody tried to."""
+        self.flagged: set[str] = set()
+        self.unflagged: set[str] = set()
+        """Transactions that came with the flag of a decision by hand, and without."""
         self.backups: list[operators.Backup] = []
         self.last: deque[str] = deque(maxlen=EVENTS_KEPT)
         self.nodes: dict[str, Node] = {}

@@ -64,6 +64,9 @@ class _Facts:
     effects: dict[str, list[Event]] = field(default_factory=lambda: defaultdict(list))
     dead: dict[str | None, set[str]] = field(default_factory=lambda: defaultdict(set))
     listed: set[str] = field(default_factory=set)  # transactions in a list that an operator sees
+    conflicts: set[str] = field(default_factory=set)
+    ordered_by_arrival: set[str] = field(default_factory=set)
+    fenced: dict[str, str] = field(default_factory=dict)
     held: set[str] = field(default_factory=set)
     findings: list[Event] = field(default_factory=list)
     places: dict[Place, list[Event]] = field(default_factory=lambda: defaultdict(list))
@@ -88,14 +91,21 @@ class _Facts:
                 self.forced[event["transaction"]] = event["state"]
             case "decided" | "undecided":
                 self.stand(event)
+                if event.get("by") == "fence":
+                    self.fenced[event["transaction"]] = event["state"]
             case "effect":
                 self.effects[event["group"]].append(event)
             case "dead":
                 self.dead[event["group"]].add(event["message"])
             case "held":
                 self.held.add(event["message"])
-            case "conflict" | "refused":
+            case "conflict":
+                self.conflicts.add(event["transaction"])
                 self.listed.add(event["transaction"])
+            case "refused":
+                self.listed.add(event["transaction"])
+            case "topic":
+                self.ordered_by_arrival |= {event["topic"]} if event["kind"] == "arrival" else set()
             case "finding":
                 self.findings.append(event)
 
@@ -111,9 +121,9 @@ class _Facts:
                 self.listed.add(event["transaction"])
 
     def is_listed(self, group: str, message: str) -> bool:
-        return (
-            message in self.dead[group] or message in self.dead[None] or message in self.held or message.rpartition("-")[0] in self.listed
-        )  # fmt: skip
+        transaction = message.rpartition("-")[0]
+        in_a_list = transaction in self.listed and not (transaction in self.conflicts and self.final.get(transaction) == "committed")
+        return message in self.dead[group] or message in self.dead[None] or message in self.held or in_a_list
 
 
 def check(history: Iterable[Event]) -> Verdict:
@@ -153,8 +163,10 @@ def _ghost_effects(facts: _Facts) -> Iterator[str]:
     for group, effects in facts.effects.items():
         topics = facts.groups.get(group, (0.0, set[str]()))[1]
         for effect in effects:
-            is_forced = facts.forced.get(effect["message"].rpartition("-")[0]) == "committed"
-            if effect["message"] not in facts.committed and effect["message"] not in facts.sent and not is_forced:
+            forced = facts.forced.get(effect["message"].rpartition("-")[0])
+            if forced == "rolled_back":
+                yield f"{group}: effect of {_name(effect)}, which was rolled back by hand"
+            elif effect["message"] not in facts.committed and effect["message"] not in facts.sent and forced != "committed":
                 yield f"{group}: effect of {_name(effect)}, which never committed"
             elif effect["topic"] not in topics:
                 yield f"{group}: effect of {_name(effect)}, and the group has no such topic"
@@ -203,6 +215,10 @@ def _inverted(facts: _Facts) -> Iterator[str]:
 def _arrived(facts: _Facts) -> Iterator[str]:
     """Plain sends with a key are numbered as they arrive: each has one number for all, none is passed over, and what was begun after another
     was acknowledged has the larger one."""
+    for group, effects in facts.effects.items():
+        for effect in effects:
+            if effect["topic"] in facts.ordered_by_arrival and effect["sequence"] is None:
+                yield f"{group}: {_name(effect)} has no number, in a topic in order of arrival"
     numbers = _numbers_of_sent(facts)
     places = defaultdict[Place, dict[int, str]](dict)
     for message, found in numbers.items():
@@ -239,13 +255,23 @@ def _not_reached(facts: _Facts, place: Place, by_number: dict[int, str]) -> Iter
             continue
         last = max(number for number, message in by_number.items() if message in done)
         missing = [number for number in range(1, last) if by_number.get(number) not in done | dead]
-        unseen = [message for message in dead if message in facts.sent and _sent_to(facts, message) == place and message not in by_number.values()]
+        ended = _told(facts).get(by_number[last].rpartition("-")[0])
+        unseen = [
+            message for message in dead
+            if message in facts.sent and _sent_to(facts, message) == place and message not in by_number.values()
+            and (ended is None or facts.sent[message]["at"] <= ended)
+        ]  # fmt: skip
         if len(missing) > len(unseen):
             yield f"{group}: {place[1]} {place[2]} numbers {missing} were passed over, {len(unseen)} of the dead letters have no known number"
 
 
+def _told(facts: _Facts) -> dict[str, float]:
+    """When each plain send was acknowledged."""
+    return {event["transaction"]: event["at"] for event in facts.acknowledged if event["what"] == "send"}
+
+
 def _overtaken(facts: _Facts, by_number: dict[int, str]) -> Iterator[str]:
-    told = {event["transaction"]: event["at"] for event in facts.acknowledged if event["what"] == "send"}
+    told = _told(facts)
     number_of = {message: number for number, message in by_number.items()}
     acked = sorted((told[at], number_of[message], message) for message in number_of if (at := message.rpartition("-")[0]) in told)
     most, at, by = 0, 0, ""
@@ -266,7 +292,9 @@ def _passed_over(facts: _Facts, group: str, place: Place, committed: dict[int, s
 
 def _changed(facts: _Facts) -> Iterator[str]:
     for transaction, said in facts.said.items():
-        if len(said) > 1 and transaction not in facts.forced:
+        if transaction in facts.forced:  # its fence may say the other; nobody else
+            said = {state: who for state, who in said.items() if state == facts.forced[transaction] or state != facts.fenced.get(transaction)}
+        if len(said) > 1:
             yield f"{transaction}: " + ", ".join(f"{state} ({who})" for state, who in said.items())
 
 
@@ -274,7 +302,7 @@ def _unlisted(facts: _Facts) -> Iterator[str]:
     """R4: a producer's word against a decision by hand is in the list of conflicts."""
     for event in facts.answered:
         transaction = event["transaction"]
-        if event.get("code") == "decided_otherwise" and transaction in facts.forced and transaction not in facts.listed:
+        if event.get("code") == "decided_otherwise" and transaction in facts.forced and transaction not in facts.conflicts:
             yield f"{transaction} was forced to {facts.forced[transaction]}, {event['process']} said otherwise ({event['what']}), and no list has it"
 
 
@@ -290,10 +318,12 @@ def _answers(facts: _Facts) -> Iterator[str]:
 
 
 def _wrong_body(facts: _Facts) -> Iterator[str]:
+    first: dict[str, Event] = {}
     for group, effects in facts.effects.items():
         for effect in effects:
             true = facts.committed.get(effect["message"]) or facts.sent.get(effect["message"])
-            if true is not None and true["digest"] != effect["digest"]:
+            true = true or first.setdefault(effect["message"], effect)  # a forced one, of which nothing stands at its producer
+            if true["digest"] != effect["digest"]:
                 yield f"{group}: {_name(effect)} has digest {effect['digest']}, committed was {true['digest']}"
 
 
