@@ -122,7 +122,7 @@ class Matrix:
             _must_end(control, operation.until)
             whole = control.rows_at_rest()
             control = template.copy(self._next("control"))
-        rest = self._full(operation, control, others)
+        rest = self._full(operation, control, others, before)
         if ill := control.ill():
             raise Stuck(f"the run of {operation.name} without a kill leaves {ill}")
         control.kill()
@@ -130,9 +130,11 @@ class Matrix:
             raise Stuck(f"{operation.name} {'changes nothing, so its cells show nothing' if operation.writes else 'writes'}")
         return Control(template, before, rest if whole is None else whole, rest)
 
-    def _full(self, operation: Operation, control: Scene, others: str) -> Rows:
+    def _full(self, operation: Operation, control: Scene, others: str, before: Rows) -> Rows:
         up = control.start(others)
         answer = operation.act(control) if up and operation.act is not None else None
+        if up and operation.act is None and operation.writes:
+            _wait_for_another(control, before)
         rest = _settled(control) if up else {}
         if control.ended(0.0) is not None:
             raise Stuck(f"{operation.name} passes {control.fired}, which its row does not name")
@@ -214,6 +216,13 @@ def _must_end(scene: Scene, point: str) -> None:
     if scene.ended(FIRE_S) != -signal.SIGKILL:
         scene.kill()
         raise Stuck(f"{point} was not reached; log: {scene.log[-2_000:]}")
+
+
+def _wait_for_another(scene: Scene, before: Rows) -> None:
+    """What a coordinator does by itself begins when the machine lets it: before that, nothing moves either."""
+    deadline = time.monotonic() + REST_S
+    while scene.rows() == before and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def _settled(scene: Scene) -> Rows:
