@@ -57,6 +57,7 @@ class _Facts:
     committed: dict[str, Event] = field(default_factory=dict)
     sent: dict[str, Event] = field(default_factory=dict)
     acknowledged: list[Event] = field(default_factory=list)
+    told: dict[str, float] = field(default_factory=dict)  # when each plain send was acknowledged
     answered: list[Event] = field(default_factory=list)
     forced: dict[str, str] = field(default_factory=dict)
     said: dict[str, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))  # transaction -> state -> who said it first
@@ -83,6 +84,8 @@ class _Facts:
                 self.sent[event["message"]] = event
             case "acknowledged":
                 self.acknowledged.append(event)
+                if event["what"] == "send":
+                    self.told[event["transaction"]] = event["at"]
                 self.say(event, SAID.get(event["what"]) or event["state"])
             case "answered":
                 self.answered.append(event)
@@ -104,8 +107,8 @@ class _Facts:
                 self.listed.add(event["transaction"])
             case "refused":
                 self.listed.add(event["transaction"])
-            case "topic":
-                self.ordered_by_arrival |= {event["topic"]} if event["kind"] == "arrival" else set()
+            case "topic" if event["kind"] == "arrival":
+                self.ordered_by_arrival.add(event["topic"])
             case "finding":
                 self.findings.append(event)
 
@@ -155,8 +158,7 @@ def _lost(facts: _Facts, owed: dict[str, Event]) -> Iterator[str]:
 
 
 def _sends(facts: _Facts) -> dict[str, Event]:
-    told = {event["transaction"] for event in facts.acknowledged if event["what"] == "send"}
-    return {message: event for message, event in facts.sent.items() if event["transaction"] in told}
+    return {message: event for message, event in facts.sent.items() if event["transaction"] in facts.told}
 
 
 def _ghost_effects(facts: _Facts) -> Iterator[str]:
@@ -255,7 +257,7 @@ def _not_reached(facts: _Facts, place: Place, by_number: dict[int, str]) -> Iter
             continue
         last = max(number for number, message in by_number.items() if message in done)
         missing = [number for number in range(1, last) if by_number.get(number) not in done | dead]
-        ended = _told(facts).get(by_number[last].rpartition("-")[0])
+        ended = facts.told.get(by_number[last].rpartition("-")[0])
         unseen = [
             message for message in dead
             if message in facts.sent and _sent_to(facts, message) == place and message not in by_number.values()
@@ -265,15 +267,10 @@ def _not_reached(facts: _Facts, place: Place, by_number: dict[int, str]) -> Iter
             yield f"{group}: {place[1]} {place[2]} numbers {missing} were passed over, {len(unseen)} of the dead letters have no known number"
 
 
-def _told(facts: _Facts) -> dict[str, float]:
-    """When each plain send was acknowledged."""
-    return {event["transaction"]: event["at"] for event in facts.acknowledged if event["what"] == "send"}
-
-
 def _overtaken(facts: _Facts, by_number: dict[int, str]) -> Iterator[str]:
-    told = _told(facts)
     number_of = {message: number for number, message in by_number.items()}
-    acked = sorted((told[at], number_of[message], message) for message in number_of if (at := message.rpartition("-")[0]) in told)
+    transactions = {message: message.rpartition("-")[0] for message in number_of}
+    acked = sorted((facts.told[id], number_of[message], message) for message, id in transactions.items() if id in facts.told)
     most, at, by = 0, 0, ""
     for message in sorted(number_of, key=lambda message: facts.sent[message]["at"]):
         while at < len(acked) and acked[at][0] < facts.sent[message]["at"]:
