@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+import msgspec
 from msgspec import Struct
 
 from . import doctor
@@ -44,6 +45,18 @@ class Backup(Struct, frozen=True):
     undecided: int
     digest: str
     findings: tuple[doctor.Finding, ...] = ()
+
+
+class About(Struct, frozen=True):
+    """What a backup says of itself."""
+
+    at: int
+    """The coordinator's time of the last commit in it, and never later than the wall clock was."""
+    ahead: int = 0
+    """By how many ms the coordinator's time was ahead of the wall clock, as far as that commit tells."""
+    digest: str = ""
+    version: str = ""
+    rows: int = 0
 
 
 class Restore(Struct, frozen=True):
@@ -100,7 +113,7 @@ def _restore(source: Path, store: Path, *, replace: bool, accept_loss: bool, now
     try:
         about = _judge_source(source, accept_loss, progress)
         _copy(source, part, progress)
-        begun, stands_at, rows, undecided = _begin_again(part, source, about.get("at"), now_ms)
+        begun, stands_at, rows, undecided = _begin_again(part, source, about, now_ms)
         findings = _judge_copy(part, accept_loss, progress)
         _make_durable(part, (source if source.exists() else store).stat().st_mode & 0o777)
     except BaseException:
@@ -112,7 +125,7 @@ def _restore(source: Path, store: Path, *, replace: bool, accept_loss: bool, now
     part.rename(store)
     _sync_folder(store)
     kept = None if aside is None else str(aside)
-    return Restore(str(store), rows, about.get("at"), stands_at, now_ms, undecided, begun.taken_back, kept, findings)
+    return Restore(str(store), rows, None if about is None else about.at, stands_at, now_ms, undecided, begun.taken_back, kept, findings)
 
 
 # --- the source ---
@@ -134,18 +147,18 @@ def _check_source(path: Path, *, accept_loss: bool = False, live: bool = True) -
         file.check_version(path)
 
 
-def _judge_source(path: Path, accept_loss: bool, progress: Progress) -> dict[str, Any]:
-    """What the backup says of itself; {} for a store that is none. Raises StartError where it is not what it was."""
+def _judge_source(path: Path, accept_loss: bool, progress: Progress) -> About | None:
+    """What the backup says of itself; None for a store that is none. Raises StartError where it is not what it was."""
     with closing(_reader(path)) as conn, _told(path):
         if file.is_foreign(conn):
             raise StartError(f"{path} is a SQLite file of something else", "Name a file that `halfmsg backup` made")
         version = conn.execute("SELECT max(n) FROM migration").fetchone()[0]
         file.refuse_newer(version, path)
         has = conn.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (file.BACKUP_TABLE,)).fetchone()
-        about: dict[str, Any] = dict(conn.execute("SELECT k, v FROM backup").fetchall()) if has else {}
+        about = msgspec.convert(dict(conn.execute("SELECT k, v FROM backup").fetchall()), About) if has else None
         progress("checking", 0.0)
         sound = doctor.integrity_check(conn, full=True)
-        same = not about or _digest(conn, progress)[0] == about["digest"]
+        same = about is None or _digest(conn, progress)[0] == about.digest
     if not accept_loss and not (sound.ok and same):
         why = "its rows are not what was written" if sound.ok else str(sound.rows[0])
         raise StartError(f"{path} is damaged: {why}", "Take an older backup, or say --accept-loss to go on with what can be read")
@@ -189,12 +202,13 @@ def _describe(part: Path, target: Path, now_ms: int, version: str, progress: Pro
         findings = tuple(each for each in doctor.run(conn, sample=_EVERY_BODY) if not each.ok)
         digest, rows = _digest(conn, progress)
         last, undecided = conn.execute("SELECT (SELECT v FROM counter WHERE name = 'n'), (SELECT count(*) FROM tx WHERE state IN (0, 3))").fetchone()
+        newest = conn.execute("SELECT v FROM counter WHERE name = 'now'").fetchone()[0] or now_ms
+        about = About(min(newest, now_ms), max(newest - now_ms, 0), digest, version, rows)
         conn.execute("BEGIN IMMEDIATE")
         conn.execute(f"CREATE TABLE {file.BACKUP_TABLE} (k TEXT PRIMARY KEY, v) WITHOUT ROWID")
-        about = {"at": now_ms, "digest": digest, "version": version, "rows": rows}
-        conn.executemany(f"INSERT INTO {file.BACKUP_TABLE} VALUES (?, ?)", list(about.items()))
+        conn.executemany(f"INSERT INTO {file.BACKUP_TABLE} VALUES (?, ?)", list(msgspec.structs.asdict(about).items()))
         conn.execute("COMMIT")
-    return Backup(str(target), part.stat().st_size, rows, now_ms, last, undecided, digest, findings)
+    return Backup(str(target), part.stat().st_size, rows, about.at, last, undecided, digest, findings)
 
 
 def _digest(conn: sqlite3.Connection, progress: Progress) -> tuple[str, int]:
@@ -214,7 +228,7 @@ def _digest(conn: sqlite3.Connection, progress: Progress) -> tuple[str, int]:
     return hashed.hexdigest(), rows
 
 
-def _begin_again(part: Path, source: Path, backup_at: int | None, now_ms: int) -> tuple[restoring.Begun, int, int, int]:
+def _begin_again(part: Path, source: Path, about: About | None, now_ms: int) -> tuple[restoring.Begun, int, int, int]:
     """(what was begun, as of which time it stands, rows, undecided ones)."""
     with closing(file.connect(part, "FULL")) as conn, _told(part):
         conn.execute(f"DROP TABLE IF EXISTS {file.BACKUP_TABLE}")
@@ -223,8 +237,9 @@ def _begin_again(part: Path, source: Path, backup_at: int | None, now_ms: int) -
         conn.execute("BEGIN IMMEDIATE")
         newest = tx.counter("now")
         tx.now = now = max(now_ms, newest)  # never back (R19)
-        stands_at = newest if backup_at is None else backup_at
-        begun = restoring.begin_again(tx, now, restoring.BeginAgain(stands_at, source.name))
+        stands_at = newest if about is None else about.at
+        ahead = max(newest - now_ms, 0) if about is None else about.ahead
+        begun = restoring.begin_again(tx, now, restoring.BeginAgain(stands_at, source.name, max(now, now_ms + ahead)))
         tx.flush()
         conn.execute("COMMIT")
         tables = [row[0] for row in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()]

@@ -262,6 +262,8 @@ class Restored(Struct, frozen=True):
     n: int = 0
     """The last transaction that was in the backup."""
     arrival_floor: int = 0
+    doubt_before: int = 0
+    """What has an older mark, or none of its producer's, may have been a dead letter between the backup and the loss."""
 
 
 class Retry(Struct, frozen=True):

@@ -143,7 +143,7 @@ def group(groups: list[Group], topics: dict[int, str], extra: dict[str, Any] | N
         "lease_s": first.lease_ms / 1000,
         "max_attempts": first.max_attempts,
         "backoff": {"first_s": first.backoff_first_ms / 1000, "max_s": first.backoff_max_ms / 1000},
-        "generation": first.generation,
+        "generation": max(each.generation for each in groups),
         "paused": first.paused,
     } | (extra or {})
 

@@ -99,7 +99,6 @@ class Connection:
         self._check_numbers = itertools.count(1)
         self._sender = asyncio.create_task(self._send_all())
         self._said_hello = False
-        self._blamed: dict[str, str] = {}
 
     # --- out ---
 
@@ -160,7 +159,7 @@ class Connection:
             try:
                 await self._frame(message.data if isinstance(message.data, bytes) else message.data.encode())
             except Problem as problem:
-                self.send({"type": "error", "error": render.problem(problem), **self._blamed})
+                self.send({"type": "error", "error": render.problem(problem)})
                 await asyncio.sleep(0)
                 await self.close(4400, problem.code.encode())
                 return
@@ -255,12 +254,18 @@ class Connection:
     # --- deliveries ---
 
     async def _subscribe(self, frame: wire.SubscribeFrame) -> None:
-        """A refusal names the group, so that the client blames no operation for it."""
+        """A refusal ends the subscription alone: other groups, operations and check-backs share this connection."""
         try:
             await self._join(frame)
-        except Problem:
-            self._blamed = {"group": frame.group}
-            raise
+        except Problem as problem:
+            self.refuse(frame.group, problem)
+
+    def refuse(self, group: str, problem: Problem) -> None:
+        """It is not subscribed (any more); the client may subscribe again when the reason is gone."""
+        subscription = self.subscriptions.pop(group, None)
+        if subscription is not None:
+            subscription.stop()
+        self.send({"type": "error", "group": group, "error": render.problem(problem)})
 
     async def _join(self, frame: wire.SubscribeFrame) -> None:
         """It stands among the subscriptions before the store is asked, so that one who joins later under this name ends it too."""
@@ -353,8 +358,8 @@ class Subscription:
                 if not got:
                     await self._waiter.wait(FALLBACK_S)
         except Problem as problem:
-            self.connection.send({"type": "error", "group": self.group, "error": render.problem(problem)})
-            self.connection._start_close(4400, problem.code.encode())
+            if self.connection.subscriptions.get(self.group) is self:
+                self.connection.refuse(self.group, problem)
 
     async def _hand_out(self) -> int:
         command = Fetch(self.group, min(self.credits, FETCH_MAX), self.lease_ms, self.member, self.inbox)

@@ -89,17 +89,17 @@ class Inbox:
 
     async def _run_async(self, delivery: Delivery, handler: Any) -> None:
         adapter = await self._home.take()
-        whole = returned = False
+        whole = at_work = False
         try:
-            if await run_async(self._open(delivery), adapter):
+            at_work = await run_async(self._open(delivery), adapter)
+            if at_work:
                 await handler(delivery, adapter.conn)
-            returned = True
+            at_work = False
             await run_async(_commit(adapter), adapter)
             whole = True
         except Exception as error:
-            ended = not returned and _was_ended(adapter)
             whole = await self._undo(adapter)
-            if ended and whole and await run_async(is_claimed(self._home.tables, delivery), adapter):
+            if at_work and whole and await run_async(is_claimed(self._home.tables, delivery), adapter):
                 raise _half_done(error) from error
             raise
         finally:
@@ -120,17 +120,17 @@ class Inbox:
     def _run_sync(self, delivery: Delivery, handler: Any) -> None:
         with self._gate if self._home.dialect == "sqlite" else contextlib.nullcontext():
             adapter = self._home.take_sync()
-            whole = returned = False
+            whole = at_work = False
             try:
-                if run_sync(self._open(delivery), adapter):
+                at_work = run_sync(self._open(delivery), adapter)
+                if at_work:
                     call_blocking(handler, delivery, adapter.conn)
-                returned = True
+                at_work = False
                 run_sync(_commit(adapter), adapter)
                 whole = True
             except Exception as error:
-                ended = not returned and _was_ended(adapter)
                 whole = self._undo_sync(adapter)
-                if ended and whole and run_sync(is_claimed(self._home.tables, delivery), adapter):
+                if at_work and whole and run_sync(is_claimed(self._home.tables, delivery), adapter):
                     raise _half_done(error) from error
                 raise
             finally:
@@ -161,13 +161,6 @@ def _is_open(adapter: Any) -> bool:
     return bool(conn.in_transaction if adapter.dialect == "sqlite" else conn.info.transaction_status.name in ("INTRANS", "INERROR"))
 
 
-def _was_ended(adapter: Any) -> bool:
-    try:
-        return not _is_open(adapter)
-    except Exception:  # a closed connection cannot say: what was open on it is undone
-        return False
-
-
 def _commit(adapter: Any) -> Steps[None]:
     """The handler must have left the transaction open, else its effect and the claim were not one commit."""
     if not _is_open(adapter):
@@ -196,7 +189,7 @@ def _message_key(id: str) -> bytes:
 
 
 def is_claimed(tables: Tables, delivery: Delivery) -> Steps[bool]:
-    """Asked outside any transaction: has its claim been committed?"""
+    """Asked when its handler has failed and all that was open is undone: did it commit the claim itself? It may have begun anew behind that."""
     if delivery.key is None or delivery.sequence is None:
         rows: Rows = yield tables.sql("inbox_has", delivery.group, delivery.generation, _message_key(delivery.id))
         return bool(rows)

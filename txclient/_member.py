@@ -19,12 +19,13 @@ from ._ids import Ids
 from ._internal import Claims
 from ._settling import MAX_REASON_CHARS, Settling
 from ._units import seconds
-from .errors import HalfmsgError, UsageError
+from .errors import ApiError, HalfmsgError, UsageError
 
 CREDITS_PER_PLACE: Final = 4
 MIN_CREDITS: Final = 16
 MAX_CREDITS: Final = 10_000
 MAX_DELAY_S: Final = 86_400.0
+AGAIN_FIRST_S, AGAIN_MAX_S = 0.5, 30.0
 log = logging.getLogger("halfmsg.txclient")
 Handler = Callable[..., Any]
 
@@ -50,6 +51,8 @@ class Member:
         self._settling = Settling(client, group, lease_s, self._answered)
         self._threads = ThreadPoolExecutor(places, thread_name_prefix=f"halfmsg-{group}")
         self._running: dict[asyncio.Task[None], None] = {}
+        self._refused, self._refusals = False, 0
+        self._again: list[asyncio.Task[None]] = []
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Serve until `stopping` is set or this is cancelled; then finish what runs, give back what waits, and leave."""
@@ -62,9 +65,10 @@ class Member:
             try:
                 await self._leave()
             finally:
-                for task in [*helpers, *self._running]:
+                left = [*helpers, *self._again, *self._running]
+                for task in left:
                     task.cancel()
-                await asyncio.gather(*helpers, *self._running, return_exceptions=True)
+                await asyncio.gather(*left, return_exceptions=True)
                 self._threads.shutdown(wait=False)
 
     async def _leave(self) -> None:
@@ -86,6 +90,7 @@ class Member:
         """One name for life, and the tokens in hand. What the coordinator handed out and the connection lost stands in front of all that
         would come next: it takes back what is not named here and hands it out again first, so nothing of a key is overtaken.
         """
+        self._refused = False
         self._hand.take_released()
         remaining = max(0, self._credits - len(self._hand))
         return _wire.Subscribe(
@@ -93,6 +98,7 @@ class Member:
         )
 
     def delivered(self, deliveries: Sequence[Delivery]) -> None:
+        self._refusals = 0
         now = _clock.monotonic()
         self._hand.receive(deliveries, now)
         self._do(self._hand.next(now))
@@ -100,6 +106,19 @@ class Member:
     def revoked(self, tokens: Sequence[str]) -> None:
         self._do(self._hand.revoked(tokens))
         self._go_on()
+
+    def refused(self, error: ApiError) -> None:
+        """What is in hand goes on. The reason may go: a group that is made again, a full queue that empties."""
+        pause_s = min(AGAIN_FIRST_S * 2**self._refusals, AGAIN_MAX_S)
+        log.error("group %s gives nothing: %s; look: halfmsg group show %s. Asked again in %.3g s", self.group, error, self.group, pause_s)
+        self._refused, self._refusals = True, min(self._refusals + 1, 16)
+        again = asyncio.get_running_loop().create_task(self._subscribe_again(pause_s))
+        self._again = [*(task for task in self._again if not task.done()), again]
+
+    async def _subscribe_again(self, pause_s: float) -> None:
+        await _clock.pause(pause_s)
+        if self._refused:  # else a new connection has brought it in
+            await self._stream.subscribe(self)
 
     def disconnected(self) -> None:
         self._hand.disconnected()

@@ -41,6 +41,10 @@ class Subscriber(Protocol):
 
     def delivered(self, deliveries: Sequence[Any]) -> None: ...
     def revoked(self, tokens: Sequence[str]) -> None: ...
+    def refused(self, error: ApiError) -> None:
+        """It is not subscribed (any more), and nobody but itself subscribes it again on this connection."""
+        ...
+
     def disconnected(self) -> None: ...
 
 
@@ -77,7 +81,6 @@ class Stream:
         self._failed: HalfmsgError | None = None  # the last attempt to connect; None while connected or before the first
         self._go_away: float | None = None
         self._last_problem: dict[str, Any] | None = None
-        self._blameless = False
         self._closed = False
 
     @property
@@ -203,7 +206,6 @@ class Stream:
         for subscriber in self._subscribers.values():
             await self._put(ws, subscriber.subscribe())
         self._ws, self._failed, self._go_away, self._last_problem = ws, None, None, None
-        self._blameless = False
 
     async def _serve(self, ws: aiohttp.ClientWebSocketResponse) -> _Lost:
         """Read, write and beat until the connection ends; leaves nothing running."""
@@ -254,10 +256,12 @@ class Stream:
             case _wire.GoAway(reconnect_after_s=after_s):
                 self._go_away = after_s
                 self._wake.set()
-            case _wire.Problem(error=problem, group=group):
-                log.error("%s: %s%s", self._url, api_error(problem), f" (subscription of group {group})" if group else "")
+            case _wire.Problem(error=problem, group=None):
+                log.error("%s: %s", self._url, api_error(problem))
                 self._last_problem = problem
-                self._blameless = group is not None  # then no operation is to blame for what closes the connection
+            case _wire.Problem(error=problem, group=group):
+                if group is not None and (subscriber := self._subscribers.get(group)) is not None:
+                    subscriber.refused(api_error(problem))
 
     def _on_welcome(self, frame: _wire.Welcome) -> None:
         self._told_time(frame.time)
@@ -309,7 +313,7 @@ class Stream:
             return self.codec.frame(data.encode() if isinstance(data, str) else data)
         if message.type == aiohttp.WSMsgType.CLOSE and message.data == CLOSE_PROTOCOL:
             problem = self._last_problem or {"code": "bad_request", "detail": str(message.extra or "the coordinator refused a frame")}
-            raise _Lost(api_error(problem, status=400), poisoned=not self._blameless)
+            raise _Lost(api_error(problem, status=400), poisoned=True)
         said = f" with {message.data} {message.extra or ''}".rstrip() if message.type == aiohttp.WSMsgType.CLOSE else ""
         after_s = self._go_away or 0.0
         raise _Lost(TransportError("unreachable", f"the connection to {self._url} was closed{said}; the outcome is unknown"), after_s=after_s)

@@ -104,7 +104,11 @@ def resume(remote: http.Remote, name: str) -> None:
 @yes_option
 @connected
 def rm(remote: http.Remote, name: str, reason: str, yes: bool) -> None:
-    """Remove a group without members and dead letters; its place is gone for good."""
+    """Remove a group without members and dead letters; its place is gone for good.
+
+    Made again under this name, its inbox still knows what was done. Except on an ordered topic where it had a tag, attributes or another
+    start than earliest: then it begins a new generation, and what it gets again runs again.
+    """
     confirm(f"Remove group {name}, and forget what it has settled?", yes)
     remote.call("DELETE", http.path("groups", name), query={"reason": reason})
     click.echo(f"{name}  removed")

@@ -12,10 +12,11 @@ import msgspec
 
 from ..digests import message_digest
 from ..errors import Problem
-from ..messages import Delivery, Fetch, Flight, Group, Kind, Logged, Place, Reason, Retry, Topic
+from ..messages import Delivery, Fetch, Flight, Group, Kind, Logged, Place, Reason, Retry, Source, Topic
 from ..policies import share
 from ..states import State
 from ..store.base import StoreTx
+from . import producers
 from .hands import CORRUPT, TOO_MANY_MISSED, Lane, Token, give_back_lane
 from .settling import groups_of
 
@@ -93,12 +94,13 @@ class _Handout:
         self.in_hand: set[int | None] = set()
         """Keys of the lane that an earlier answer, perhaps a lost one, has something open of: what follows goes behind that (P7)."""
         self.missed: tuple[int, ...] = ()
-        self.restored_at = tx.restored().at
+        restored = tx.restored()
+        self.doubt_before = max(restored.at, restored.doubt_before)
         """What is older was perhaps a dead letter after the backup, named to an inbox as passed over: only a redriven one runs there (R6, W15)."""
 
     def take(self) -> list[Delivery]:
         hand: list[Delivery] = []
-        lanes = self._own_lanes() if self.ordered else self.tx.places(self.group.id)
+        lanes = self._own_lanes() if self.ordered else self._all_lanes()
         if self.retries:
             hand += self._due(lanes)
         for place in lanes:
@@ -108,6 +110,12 @@ class _Handout:
         if hand:
             self.tx.emit(("delivered", self.group.id, len(hand)))
         return hand
+
+    def _all_lanes(self) -> list[Place]:
+        """Everybody's. A member is noted all the same: a group with members is not removed under them."""
+        if self.member:
+            self.tx.env.members.seen(self.group.id, self.member, self.now, self.lease_ms)
+        return self.tx.places(self.group.id)
 
     # --- lanes of an ordered topic ---
 
@@ -286,19 +294,23 @@ class _Handout:
     def _delivery(self, row: Logged, flight: Flight, missed: tuple[int, ...] | None = None) -> Delivery:
         token = Token(flight.grp, flight.lane, flight.lo, row.off, flight.token)
         source = self.tx.source_by_id(row.source) if row.source else None
-        redriven = flight.redriven or (row.seq is not None and row.mark < self.restored_at)
+        redriven = flight.redriven or (row.seq is not None and self._is_in_doubt(source, row))
         return Delivery(
             row, self.topic.name, flight.lane, self.group.name, self.group.generation, flight.attempts + 1, self.now - flight.first_out, str(token),
-            flight.until, source.name if source else None, _source_text(source, row), self.missed if missed is None else missed, redriven,
+            flight.until, source.name if source else None, _source_text(self.tx, source, row), self.missed if missed is None else missed, redriven,
         )  # fmt: skip
 
+    def _is_in_doubt(self, source: Source | None, row: Logged) -> bool:
+        """A producer without the library sends no mark of its own: the one that stands is of the arrival here, so of after the restore."""
+        return self.doubt_before > 0 and (row.mark < self.doubt_before or source is None or source.db_id is None)
 
-def _source_text(source: object, row: Logged) -> str | None:
-    """`ID/INCARNATION`, part of the ordered inbox's key (R7); a producer without the library is known by its name."""
+
+def _source_text(tx: StoreTx, source: Source | None, row: Logged) -> str | None:
+    """`ID/INCARNATION`, part of the ordered inbox's key (R7); what came without a database stays known by its producer's name."""
     if source is None:
         return None
-    db_id, name = source.db_id, source.name  # type: ignore[attr-defined]
-    return f"{db_id.hex() if db_id is not None else name}/{row.incarnation or 1}"
+    named = source.db_id is None or row.m >> 10 <= tx.counter(producers.bound_at(source))
+    return f"{source.name if named or source.db_id is None else source.db_id.hex()}/{row.incarnation or 1}"
 
 
 def is_sound(topic: Topic, row: Logged) -> bool:

@@ -40,7 +40,8 @@ def put(tx: StoreTx, now: int, wanted: GroupWanted) -> tuple[list[Group], bool]:
     if not known:
         return [tx.add_group(group, at_end=wanted.start == "latest") for group in new], True
     if {_shape(g) for g in known} != {_shape(g) for g in new}:
-        raise Problem("state_changed", f"group {wanted.name} stands with other topics or filters; remove it first, or take another name")
+        instead = f"take another name, or remove it first: halfmsg group rm {wanted.name}"
+        raise Problem("state_changed", f"group {wanted.name} stands with other topics or filters; {instead}")
     for group in known:
         changed = _with_policy(group, wanted)
         if changed != group:
@@ -68,11 +69,26 @@ def _shape(group: Group) -> tuple[int, str | None, tuple[tuple[str, str], ...]]:
 def _group(tx: StoreTx, wanted: GroupWanted, each: Wanted) -> Group:
     settings = tx.env.settings.group
     topic = topics.get(tx, each.topic)
+    generation = max(1, tx.counter(_next_generation(wanted.name, topic.id)))
     default = Group(
-        0, wanted.name, topic.id, 1, each.tag, tuple(sorted(each.attributes)), int(settings.lease_s * 1000), settings.max_attempts,
-        int(settings.backoff_first_s * 1000), int(settings.backoff_max_s * 1000), False, None, wanted.start,
+        0, wanted.name, topic.id, generation, each.tag, tuple(sorted(each.attributes)),
+        int(settings.lease_s * 1000), settings.max_attempts, int(settings.backoff_first_s * 1000), int(settings.backoff_max_s * 1000), False, None,
+        wanted.start,
     )  # fmt: skip
     return _with_policy(default, wanted)
+
+
+def _next_generation(name: str, topic: int) -> str:
+    return f"generation {topic} {name}"
+
+
+def _keep_generation(tx: StoreTx, group: Group) -> None:
+    """For the next group of this name. An ordered inbox takes every number up to its last for a repeat, also those that a filter or a start
+    behind them kept from this group; so the next one, which may be meant to have them, begins a new generation (P2).
+    """
+    had_all = group.tag is None and not group.attributes and group.start == "earliest"
+    raised = not had_all and tx.topic_by_id(group.topic).kind is not Kind.UNORDERED
+    tx.put_counter(_next_generation(group.name, group.topic), group.generation + raised)
 
 
 def get(tx: StoreTx, now: int, name: str) -> list[Group]:
@@ -93,7 +109,8 @@ def pause(tx: StoreTx, now: int, command: Pause) -> list[Group]:
 
 
 def remove(tx: StoreTx, now: int, command: Removal) -> None:
-    """Refused while members live, and while it has dead letters: nothing is dropped silently."""
+    """Refused while members live, and while it has dead letters: nothing is dropped silently. Inboxes go on where a group of this name
+    had everything; else the next one has a new generation, and runs what it is given."""
     name = command.name
     groups = groups_of(tx, name)
     for group in groups.values():
@@ -102,6 +119,7 @@ def remove(tx: StoreTx, now: int, command: Removal) -> None:
         if tx.count_dead(group.id, 1):
             raise Problem("group_busy", f"group {name} has dead letters; nothing is dropped silently: look at halfmsg dlq ls --group {name}")
     for group in groups.values():
+        _keep_generation(tx, group)
         tx.remove_group(group)
     tx.audit(now, "operator", "group.rm", name, command.reason, None, None)
 

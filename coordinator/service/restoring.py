@@ -8,8 +8,9 @@ and a new generation would run every effect a second time. Numbers of `sequence`
 from __future__ import annotations
 
 from msgspec import Struct
+from msgspec.structs import asdict
 
-from ..messages import Kind
+from ..messages import Kind, Restored
 from ..store.base import StoreTx
 from . import hands
 
@@ -21,6 +22,8 @@ NEVER = 1 << 62
 class BeginAgain(Struct, frozen=True):
     backup_at: int
     origin: str
+    doubt_before: int
+    """The latest that the lost coordinator's time can have been: it may have run ahead of the wall clock."""
 
 
 class Begun(Struct, frozen=True):
@@ -38,7 +41,8 @@ def begin_again(tx: StoreTx, now: int, command: BeginAgain) -> Begun:
     floor = max(before.arrival_floor + JUMP, now * 1_000)
     taken = take_back_all(tx, now)
     tx.put_counter("token", token)
-    for name, value in (("at", now), ("backup_at", command.backup_at), ("n", tx.counter("n")), ("arrival_floor", floor)):
+    restored = Restored(now, command.backup_at, tx.counter("n"), floor, command.doubt_before)
+    for name, value in asdict(restored).items():
         tx.put_counter(f"restored_{name}", value)
     tx.audit(now, "operator", "store.restore", command.origin, f"backup of {command.backup_at}", None, f"tokens from {token}")
     return Begun(taken, token, floor)
@@ -62,5 +66,7 @@ def take_back_all(tx: StoreTx, now: int) -> int:
             else:
                 taken += sum(len(other.open_offsets()) for other in tx.flights_of_lane(group.id, run.lane)) - len(run.open_offsets())
                 hands.give_back_unheld(tx, now, group, topic, run.lane, frozenset())
+                for left in tx.flights_of_lane(group.id, run.lane):  # damaged: the log has not all that it names
+                    tx.drop_flight(left)
     tx.free_all_places()
     return taken

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Literal, TypeVar
 
 import aiosqlite
@@ -62,12 +63,17 @@ class AiosqliteAdapter:
         elif isinstance(effect, Begin):
             await finished(self._run("BEGIN IMMEDIATE", ()))
         elif isinstance(effect, Commit):
-            await finished(self._run("COMMIT", ()) if commits_by_sql(self.conn) else self.conn.commit())
+            await finished(self._end("COMMIT", self.conn.commit))
         elif isinstance(effect, Abort) and self.conn.in_transaction:
-            await finished(self._run("ROLLBACK", ()) if commits_by_sql(self.conn) else self.conn.rollback())
+            await finished(self._end("ROLLBACK", self.conn.rollback))
         elif isinstance(effect, Reset):
             self.conn.row_factory, self.conn.text_factory = None, str
         return None
+
+    async def _end(self, text: str, end: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """The mode of 3.12 stands on the connection within, and may be read in its thread alone."""
+        by_sql = sys.version_info >= (3, 12) and await self.conn._execute(commits_by_sql, self.conn._conn)
+        await (self._run(text, ()) if by_sql else end())
 
     async def _run(self, text: str, args: Any) -> list[Any]:
         """One hop to the thread where the caller set no row factory, which is nearly always; else a cursor of our own, four hops."""

@@ -13,7 +13,8 @@ import pytest_asyncio
 
 from halfmsg.coordinator.app import Coordinator
 from halfmsg.coordinator.settings import Check, Settings
-from halfmsg.txclient import Client, Consumer, Delivery, Message, Reject, Retry, transaction_digest
+from halfmsg.outbox import Outbox
+from halfmsg.txclient import Client, Conflict, Consumer, Delivery, Message, Reject, Retry, transaction_digest
 from halfmsg.txclient._links import Links
 from halfmsg.txclient._wire import Deliver, Json
 
@@ -160,6 +161,53 @@ async def test_p7_delivery_lost_with_its_connection_comes_before_what_follows(cl
     await client.submit([Message("seq", 2, key="k")], producer="orders", numbers=[2])
     await serving
     assert effects == [1, 2]
+
+
+async def test_p2_group_that_goes_stops_nobody_else_on_the_client(coordinator: Coordinator, client: Client, tmp_path: Path) -> None:
+    """An operator removes a group under its consumer. The outbox and the other consumer share its connection, and go on; so does it, made again."""
+    got: asyncio.Queue[str] = asyncio.Queue()
+    consumers = [Consumer(client, name, lease=0.2) for name in ("mail", "bill")]
+    for consumer in consumers:
+
+        @consumer.on(consumer._group + "s")
+        async def handle(delivery: Delivery) -> None:
+            await got.put(f"{delivery.topic} {delivery.json()}")
+
+    async def hear() -> str:
+        return await asyncio.wait_for(got.get(), 20)
+
+    async with Outbox(client, "orders", f"sqlite:///{tmp_path / 'p.db'}") as outbox:
+
+        async def publish(topic: str, body: int) -> None:
+            async with outbox.transaction() as tx:
+                await tx.publish(topic, body)
+
+        for topic in ("mails", "bills"):
+            await client._put(f"/v1/topics/{topic}", {"kind": "unordered", "allow_no_group": True})
+        serving = [asyncio.create_task(consumer.serve()) for consumer in consumers]
+        await publish("mails", 1)
+        await publish("bills", 1)
+        assert {await hear(), await hear()} == {"mails 1", "bills 1"}
+        await _removed(client, "mail")
+        for body in (2, 3, 4):
+            await publish("bills", body)
+            assert await hear() == f"bills {body}"
+        await publish("mails", 2)
+        await client.put_group("mail", topics=[{"topic": "mails"}], start="earliest")
+        assert {await hear(), await hear()} == {"mails 1", "mails 2"}
+        for consumer in consumers:
+            consumer.stop()
+        await asyncio.gather(*serving)
+
+
+async def _removed(client: Client, group: str) -> None:
+    """Between two signs of life of its member."""
+    while True:
+        try:
+            await client._links.here().http.call("DELETE", f"/v1/groups/{group}?reason=test", timeout_s=5)
+        except Conflict:
+            continue
+        return
 
 
 async def test_fetch_ack_by_hand(client: Client) -> None:

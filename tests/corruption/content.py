@@ -35,9 +35,9 @@ class Record:
 
 
 class Filler:
-    def __init__(self, path: Path, seed: int) -> None:
+    def __init__(self, path: Path, seed: int, *, synchronous: str = "OFF") -> None:
         self.dice = random.Random(seed)
-        self.store = open_sqlite(path)
+        self.store = open_sqlite(path, synchronous=synchronous)
         self.world = World(self.store)
         self.record = Record()
         self.numbers = dict.fromkeys(KEYS, 0)

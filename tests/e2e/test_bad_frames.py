@@ -109,7 +109,6 @@ async def test_p9_frame_over_the_limit_closes_the_stream(standing: Served) -> No
 
 
 @pytest.mark.parametrize("frame", [
-    {"type": "subscribe", "group": "nobody", "credits": 1, "member": "m"},
     {"type": "subscribe", "group": "g", "credits": -1, "member": "m"},
     {"type": "subscribe", "group": "g", "credits": 10_001, "member": "m"},
     {"type": "credit", "group": "g", "add": 0},
@@ -121,9 +120,26 @@ async def test_p9_bad_frame_after_hello_closes_the_stream(standing: Served, fram
     before = standing.dump()
     ws = await standing.stream()
     await say(ws, frame)
-    assert (await heard(ws))["error"]["code"] in ("group_not_found", "bad_request", "too_large")
+    assert (await heard(ws))["error"]["code"] in ("bad_request", "too_large")
     assert await heard(ws) is None and ws.close_code == 4400
     assert changed(before, standing.dump()) == {}
+
+
+async def test_refused_subscription_costs_nothing_else_on_its_stream(standing: Served) -> None:
+    """By its group's name; operations and other groups go on, and it is subscribed when its group is there."""
+    ws = await standing.stream()
+    for group in ("nobody", "g"):
+        await say(ws, {"type": "subscribe", "group": group, "credits": 5, "member": "m"})
+    refused = await heard(ws)
+    assert (refused["type"], refused["group"], refused["error"]["code"]) == ("error", "nobody", "group_not_found")
+    message = {"topic": "plain", "data": 1}
+    await say(ws, {"type": "ops", "n": 1, "ops": [{"op": "submit", "id": "018f0000-0000-7000-8000-00000000cafe", "messages": [message]}]})
+    answers = {frame["type"]: frame for frame in (await heard(ws), await heard(ws))}
+    assert "ok" in answers["results"]["results"][0] and answers["deliver"]["group"] == "g"
+    assert (await standing.call("PUT", "/v1/groups/nobody", {"topics": [{"topic": "plain"}]}))[0] == 201
+    await say(ws, {"type": "subscribe", "group": "nobody", "credits": 50, "member": "m"})
+    assert (await heard(ws))["group"] == "nobody"
+    await ws.close()
 
 
 async def test_p9_too_many_ops_in_a_frame_are_refused(standing: Served) -> None:

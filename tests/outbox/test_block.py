@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sqlite3
+import sys
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import aiosqlite
 import psycopg
 import pytest
 
@@ -147,6 +149,31 @@ async def test_p7_block_has_the_write_lock_from_its_begin_on_sqlite(folder: Path
     assert not _is_refused(other)
     other.close()
     await side.close()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="connections have `autocommit` from Python 3.12 on")
+@pytest.mark.parametrize("kind", ["sqlite3", "aiosqlite"])
+async def test_p2_block_on_a_connection_with_autocommit_commits_and_rolls_back(folder: Path, kind: str) -> None:
+    """There commit() and rollback() do nothing: the block would end well and be lost, or fail and be committed with what comes next."""
+    side = sqlite_side(folder, kind)
+    path = side.url.removeprefix("sqlite:///")
+    opened: Any = sqlite3.connect(path, autocommit=True) if kind == "sqlite3" else aiosqlite.connect(path, autocommit=True)  # type: ignore[call-arg]
+    conn = await settled(opened)
+    outbox = side.outbox()
+    try:
+        async with block(side, outbox, conn) as tx:
+            await side.business(tx.conn, "kept")
+            await settled(tx.publish("u", 1))
+        assert not conn.in_transaction
+        with pytest.raises(ZeroDivisionError):
+            async with block(side, outbox, conn) as tx:
+                await side.business(tx.conn, "undone")
+                await settled(tx.publish("u", 2))
+                raise ZeroDivisionError
+        assert not conn.in_transaction
+    finally:
+        await settled(conn.close())
+    assert side.counts() == (1, 1, 1)
 
 
 def _is_refused(conn: sqlite3.Connection) -> bool:

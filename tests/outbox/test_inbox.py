@@ -269,14 +269,17 @@ async def test_handler_that_ends_its_transaction_is_an_error(side: Side, ends: s
 
 
 @pytest.mark.parametrize("delivery", [unordered(), ordered(1), ordered(1, redriven=True)], ids=["unordered", "ordered", "redriven"])
-async def test_p2_handler_that_commits_and_then_fails_is_a_dead_letter(side: Side, delivery: Delivery) -> None:
+@pytest.mark.parametrize("anew", [False, True], ids=["", "begins anew"])
+async def test_p2_handler_that_commits_and_then_fails_is_a_dead_letter(side: Side, delivery: Delivery, anew: bool) -> None:
     """Its claim is committed, so a second delivery would be a repeat, acked: what it had still to do would be gone, and nobody told."""
 
     def work(delivery: Delivery, conn: Any) -> Any:
         done = side_insert(side, conn, delivery.id)
         if side.is_async:
-            return _commit_then_raise(done, conn)
+            return _commit_then_raise(done, conn, anew)
         conn.commit()
+        if anew:
+            conn.execute("BEGIN")
         return _raise(ZeroDivisionError())
 
     async with inbox_of(side) as inbox:
@@ -286,9 +289,11 @@ async def test_p2_handler_that_commits_and_then_fails_is_a_dead_letter(side: Sid
             await inbox.run(delivery, handler_of(side, work))
 
 
-async def _commit_then_raise(done: Any, conn: Any) -> None:
+async def _commit_then_raise(done: Any, conn: Any, anew: bool) -> None:
     await done
     await conn.commit()
+    if anew:
+        await conn.execute("BEGIN")
     raise ZeroDivisionError
 
 

@@ -50,9 +50,11 @@ def new_message(
     return NewMessage(index, topic, key, tag, _encode(("application/json", attributes, None)), body, digest, sequence)
 
 
-def content(id: bytes, *messages: NewMessage, submit: bool = False, producer: str | None = PRODUCER, mark: int | None = None) -> Content:
+def content(
+    id: bytes, *messages: NewMessage, submit: bool = False, producer: str | None = PRODUCER, mark: int | None = None, source: bytes | None = None
+) -> Content:
     messages = messages or (new_message(),)
-    return Content(id, producer, None, mark, transaction_digest(m.digest for m in messages), messages, None, submit)
+    return Content(id, producer, source, mark, transaction_digest(m.digest for m in messages), messages, None, submit)
 
 
 @dataclass
@@ -69,6 +71,10 @@ class World:
     @property
     def source(self) -> Source:
         return self.store.tx.source(PRODUCER)  # type: ignore[no-any-return]
+
+    def bind(self, db_id: bytes) -> Source:
+        """A library says hello for it, with its database."""
+        return self.store.run(producers.hello, producers.Hello(PRODUCER, db_id))  # type: ignore[no-any-return]
 
     @property
     def now(self) -> int:

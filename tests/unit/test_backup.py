@@ -16,7 +16,7 @@ from halfmsg.coordinator import backup as copies
 from halfmsg.coordinator import doctor
 from halfmsg.coordinator.errors import StartError
 from halfmsg.coordinator.messages import Kind
-from halfmsg.coordinator.store.sqlite import file
+from halfmsg.coordinator.store.sqlite import file, sums
 from halfmsg.outbox.inbox_rules import Claim, judge
 from tests.corruption.content import Filler
 from tests.support.clock import START_MS, ManualClock
@@ -27,8 +27,8 @@ HOUR_MS = 3_600_000
 RESTORED_MS = START_MS + HOUR_MS
 
 
-def _back_up(store: Path, target: Path) -> copies.Backup:
-    return copies.backup(store, target, now_ms=START_MS, version="test", progress=lambda what, part: None)
+def _back_up(store: Path, target: Path, *, now_ms: int = START_MS) -> copies.Backup:
+    return copies.backup(store, target, now_ms=now_ms, version="test", progress=lambda what, part: None)
 
 
 def _restore(source: Path, store: Path, *, replace: bool = False, accept_loss: bool = False, now_ms: int = RESTORED_MS) -> copies.Restore:
@@ -310,11 +310,64 @@ def test_p2_dead_letter_of_after_the_backup_is_run_and_not_taken_for_a_repeat(pa
     world = _reopened(path)
     for number, mark in ((4, START_MS + 1), (5, RESTORED_MS + 2)):  # 4 came again: its mark is of before the restore
         world.submit(new_message("seq", b"%d" % number, key="k", sequence=number), mark=mark)
+    world.bind(b"d" * 16)
     hand = world.fetch(member="m")
     world.store.close()
     claims = {each.row.seq: judge(last=3, number=each.row.seq or 0, redriven=each.redriven, in_missed=each.row.seq == 2) for each in hand}
     assert claims == {1: Claim.DUPLICATE, 2: Claim.RUN_MISSED, 3: Claim.DUPLICATE, 4: Claim.RUN, 5: Claim.RUN}
     assert [each.redriven for each in hand] == [True, True, True, True, False]
+
+
+@pytest.mark.parametrize("way", ["a producer without marks", "a coordinator a day ahead of the wall clock"])
+def test_p2_dead_letter_of_after_the_backup_is_run_where_marks_do_not_tell(path: Path, tmp_path: Path, way: str) -> None:
+    """What is submitted again after the restore has no mark but that of its arrival, or one of a time that ran ahead: it may be a dead letter."""
+    ahead_ms = 0 if "without" in way else 24 * HOUR_MS
+    world = World(open_sqlite(path))
+    world.topic("seq", Kind.SEQUENCE, lanes=1)
+    world.group("g", "seq")
+    if ahead_ms:
+        world.bind(b"d" * 16)
+    _back_up(path, tmp_path / "b", now_ms=START_MS - ahead_ms)
+    world.store.close()
+    _restore(tmp_path / "b", path, replace=True, now_ms=RESTORED_MS - ahead_ms)
+    world = _reopened(path)
+    source, mark = (b"d" * 16, START_MS + HOUR_MS // 2) if ahead_ms else (None, None)
+    for number in (1, 2):
+        world.submit(new_message("seq", b"%d" % number, key="k", sequence=number), mark=mark, source=source)
+    assert [each.redriven for each in world.fetch(member="m")] == [True, True]
+    world.store.close()
+
+
+def test_p2_backup_stands_at_the_coordinators_time_and_not_at_a_wall_clock_that_is_ahead(path: Path, tmp_path: Path) -> None:
+    """`outbox resend --since` begins there: of a later time it would pass over what came between (P10)."""
+    world = World(open_sqlite(path))
+    world.topic()
+    world.send()
+    made = _back_up(path, tmp_path / "b", now_ms=START_MS + 24 * HOUR_MS)
+    behind = _back_up(path, tmp_path / "c", now_ms=START_MS - HOUR_MS)
+    world.store.close()
+    assert (made.at, behind.at) == (START_MS, START_MS - HOUR_MS)
+    done = _restore(tmp_path / "b", path, replace=True)
+    assert (done.backup_at, done.stands_at) == (START_MS, START_MS)
+
+
+def test_restore_of_a_store_whose_hand_names_a_row_that_is_gone_ends(path: Path, tmp_path: Path) -> None:
+    """What damage leaves: a run of an ordered lane over an offset that the log does not have. The other two are handed out again."""
+    world = World(open_sqlite(path))
+    world.topic("seq", Kind.SEQUENCE, lanes=1)
+    world.group("g", "seq")
+    for number in (1, 2, 3):
+        world.sequence(number)
+    assert len(world.fetch(member="m")) == 3
+    world.store.close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as conn:
+        conn.execute("DELETE FROM log WHERE off = 1")
+    sums.sums_path(path).unlink()
+    done = _restore(path, path, replace=True, accept_loss=True)
+    assert done.taken_back == 3
+    world = _reopened(path)
+    assert [each.row.seq for each in world.fetch(member="n")] == [1]
+    world.store.close()
 
 
 def test_a_damaged_log_is_gone_on_without_only_by_name(path: Path, tmp_path: Path) -> None:

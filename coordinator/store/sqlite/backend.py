@@ -137,9 +137,9 @@ class SqliteBackend:
 
     def _checkpoint(self, mode: str) -> None:
         """To the main file, then the sums of its pages, before anything else is written: then alone the log may begin anew."""
-        _, frames, _ = self._conn.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+        _, frames, moved = self._conn.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
         failpoints.hit("checkpointed")
-        self._sums.update(frames)
+        self._sums.update(frames, moved)
 
     def close(self) -> None:
         failed = self._let_go()

@@ -59,7 +59,8 @@ class Connected:
     def counter(self, name: str) -> int:
         value = self.memory.counters.get(name)
         if value is None:
-            value = self.memory.counters[name] = int(self.one(Q.counter_get, name)[0])
+            row = self.one(Q.counter_get, name)
+            value = self.memory.counters[name] = 0 if row is None else int(row[0])
         return value
 
     def put_counter(self, name: str, value: int) -> None:

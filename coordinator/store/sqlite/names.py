@@ -174,7 +174,7 @@ class Names(Connected):
         self.memory.groups_of_topic.clear()
 
     def add_group(self, group: Group, *, at_end: bool) -> Group:
-        id = self.one(Q.grp_insert, group.name, group.topic, group_policy(group))[0]
+        id = self.one(Q.grp_insert, group.name, group.topic, group.generation, group_policy(group))[0]
         for lane, next_off in self.all(Q.lanes_of, group.topic):
             end = self.memory.lane_ends.get((group.topic, lane), next_off)
             self.run(Q.place_insert, id, lane, end if at_end else 0)

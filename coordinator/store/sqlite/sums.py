@@ -124,9 +124,9 @@ class PageSums:
         frame = os.pread(fd, wal.FRAME, wal.HEADER + (frames - 1) * (wal.FRAME + size))
         return len(frame) == wal.FRAME and frame[8:16] == head[16:24]
 
-    def update(self, frames: int) -> None:
-        """Take the sums of the first `frames` frames of the log. An error costs the sums, not the store."""
-        self._or_give_up(lambda: self._update(frames))
+    def update(self, frames: int, moved: int) -> None:
+        """Take the sums of the first `frames` frames of the log, of which the checkpoint moved so many. An error costs the sums, not the store."""
+        self._or_give_up(lambda: self._update(frames, moved))
 
     def save(self) -> None:
         """All of them: what was computed from a file that had none. An error costs the sums, not the store."""
@@ -144,7 +144,7 @@ class PageSums:
             log.warning("page sums cannot be kept and are given up until the next start: %s", error)
         self.give_up()
 
-    def _update(self, frames: int) -> None:
+    def _update(self, frames: int, moved: int) -> None:
         fd = self._log()
         if fd is None or frames <= 0 or self._size == _GIVEN_UP:
             return
@@ -158,6 +158,8 @@ class PageSums:
         changed = self._take(fd, frames)
         self._seen = max(self._seen, frames)
         if changed:
+            if moved < frames and self._sync:  # a reader is in the way: with NORMAL what it leaves in the log is not durable, and sums come after
+                os.fdatasync(fd)
             self._store(changed)
 
     def _take(self, fd: int, frames: int) -> dict[int, int]:

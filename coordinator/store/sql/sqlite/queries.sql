@@ -170,7 +170,7 @@ WHERE g.topic = ? AND g.lane = ? AND g.off >= ? AND g.off < ? ORDER BY g.off LIM
 
 -- == deliveries ==
 -- name: grp_insert
-INSERT INTO grp (ns, name, topic, generation, policy) VALUES (1, ?, ?, 1, ?) RETURNING id;
+INSERT INTO grp (ns, name, topic, generation, policy) VALUES (1, ?, ?, ?, ?) RETURNING id;
 -- name: grp_by_name
 SELECT id, name, topic, generation, policy, paused, inbox FROM grp WHERE ns = 1 AND name = ? ORDER BY topic;
 -- name: grp_by_id
