@@ -6,8 +6,10 @@ Precedence: flag > `HALFMSG_SECTION__KEY` (or `…_FILE`) > `--config FILE` or `
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -125,6 +127,8 @@ def check(settings: Settings) -> Settings:
         )
     if settings.store.startswith(("postgres://", "postgresql://")):
         raise StartError("PostgreSQL as the coordinator's store is not built yet", "Name a file: --store halfmsg.db", 2)
+    if settings.store.startswith("sqlite:"):
+        raise StartError(f"store = {settings.store!r} is a URL, and the coordinator's store a file", "Example: --store halfmsg.db", 2)
     if settings.check.first_delay_s > settings.check.max_interval_s:
         raise StartError("check.first_delay_s is above check.max_interval_s", "Lower the first or raise the second", 2)
     if not 0.001 <= settings.group.backoff_first_s <= settings.group.backoff_max_s:
@@ -163,7 +167,23 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str], config: Path 
     except msgspec.ValidationError as error:
         for name in origins.keys() & IN_THE_SERVICE.keys():
             raise StartError(f"{name} is a setting of the service, not of the coordinator", f"Say it there: {IN_THE_SERVICE[name]}", 2) from error
-        raise StartError(f"a setting is wrong: {error}", "See `halfmsg config show`", 2) from error
+        culprit = _culprit(str(error))
+        where = next((origin for name, origin in origins.items() if f"{name}.".startswith(f"{culprit}.")), "the settings")
+        raise StartError(f"{culprit}: {error} (from {where})", _near(culprit), 2) from error
+
+
+def _culprit(words: str) -> str:
+    """The dotted name that msgspec's words are about."""
+    path, field = re.search(r"at `\$\.([^`]*)`", words), re.search(r"unknown field `([^`]*)`", words)
+    return ".".join(found[1] for found in (path, field) if found) or "a setting"
+
+
+def _near(name: str) -> str:
+    known = list(flatten(msgspec.to_builtins(Settings())))
+    if name in known:
+        return "Mend it there"
+    near = get_close_matches(name, known, 1)
+    return f"Did you mean {near[0]}?" if near else "Leave it out: `halfmsg config show` has the names"
 
 
 def _from_file(config: Path | None) -> list[tuple[str, Any, str]]:
@@ -171,7 +191,7 @@ def _from_file(config: Path | None) -> list[tuple[str, Any, str]]:
         return []
     try:
         tree = tomllib.loads(config.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise StartError(f"cannot read {config}: {error}", "Mend it, or leave --config out", 2) from error
     return [(name, value, str(config)) for name, value in flatten(tree).items()]
 

@@ -166,8 +166,9 @@ def load(target: str) -> Outbox:
     sys.path.insert(0, os.getcwd())
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UsageError("bad_name", f"cannot load {target}: {error}") from error
+    except Exception as error:  # it is somebody's program: it may raise anything while it is imported
+        what = "" if isinstance(error, ImportError | AttributeError) else f"importing {module} failed: {type(error).__name__}: "
+        raise UsageError("bad_name", f"cannot load {target}: {what}{error}") from error
     if not isinstance(found, Outbox):
         raise UsageError("bad_name", f"{target} is a {type(found).__name__}, not an Outbox")
     return found

@@ -58,6 +58,7 @@ class Relay:
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._pause_s = POLL_FIRST_S
+        self._waits = ""
         self.totals = Report()
 
     # --- told by the outbox, from any thread ---
@@ -131,7 +132,7 @@ class Relay:
                 async with asyncio.timeout(deadline - _clock.monotonic()):  # an op has a longer one; to repeat it is harmless
                     report = await self.tick()
             except Exception as error:
-                log.warning("relay: %s", error)
+                log.warning("relay: %s", str(error) or "no answer in the time left")
             left = await self._home.run(_count(self._home.tables))
             if not report.committed + report.submitted and (left or self._halves):
                 await self._rest()
@@ -216,8 +217,18 @@ class Relay:
                 log.error(words, fence.id_text(row.id), result)
             else:
                 report.waiting += 1
+                self._say_why(result)
+        if not report.waiting:
+            self._waits = ""
         if effects:
             await self._home.run(fence.all_of(effects), transaction=True)
+
+    def _say_why(self, error: BaseException) -> None:
+        """Once a reason: a topic without a group may keep rows waiting for days, and the log is where people look first."""
+        code = str(getattr(error, "code", type(error).__name__))
+        if code != self._waits:
+            self._waits = code
+            log.warning("relay: rows wait, and are tried again: %s", error)
 
     async def _mine(self, rows: list[Unsent]) -> list[Unsent]:
         """Rows of lanes that this relay owns, after claiming those that are free."""

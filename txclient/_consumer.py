@@ -139,8 +139,13 @@ class Consumer:
         async def put() -> None:
             await self._client.put_group(self._group, topics=topics, start=self._start)
 
+        told = ""
+
         def again(error: HalfmsgError) -> bool:
-            log.warning("group %s cannot join yet: %s", self._group, error)
+            nonlocal told
+            if str(error) != told:
+                told = str(error)
+                log.warning("group %s cannot join yet, and tries again: %s", self._group, error)
             return isinstance(error, (TransportError, Busy)) or error.code == "topic_not_found"
 
         try:

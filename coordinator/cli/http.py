@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import ssl
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -95,7 +96,7 @@ class Remote:
         except urllib.error.HTTPError as error:
             with error:
                 self._note_time(error.headers)
-                raise Refused(error.code, _problem(error)) from None
+                raise _refusal(error, self.url) from None
         except (OSError, http.client.HTTPException) as error:
             raise self._unreachable(error) from error
         return _json(text, self.url)
@@ -108,16 +109,21 @@ class Remote:
         reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):
             return Failure(f"{self.url} did not answer within {TIMEOUT_S:.0f} s. It may have done the work: look before you repeat", 3)
+        if isinstance(reason, ssl.SSLError):
+            return Failure(f"no TLS with {self.url}: {reason}. A coordinator without TLS is http://", 3)
         what = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
         return Failure(f"no coordinator answers at {self.url} ({what}). Start one: halfmsg serve --dev, or name another: --url or HALFMSG_URL", 3)
 
 
-def _problem(error: urllib.error.HTTPError) -> dict[str, Any]:
+def _refusal(error: urllib.error.HTTPError, url: str) -> Failure:
     try:
         found = json.loads(error.read())
     except (ValueError, OSError, http.client.HTTPException):
         found = None
-    return found if isinstance(found, dict) else {"detail": f"status {error.code} {error.reason}"}
+    if isinstance(found, dict) and "code" in found:
+        return Refused(error.code, found)
+    said = f"{url} answers {error.code} {error.reason}, but not as a coordinator does"
+    return Failure(f"{said}. Is another service there, or a proxy? Name the right one: --url or HALFMSG_URL", EXIT_BY_STATUS.get(error.code, 1))
 
 
 def _json(text: bytes, url: str) -> Any:

@@ -158,7 +158,8 @@ def force(tx: StoreTx, now: int, command: Force) -> TransactionView | Problem:
         return transactions.refuse(tx, now, known, judged, said="force", said_by="operator")
     heads = tx.message_heads(known.n)
     if command.commit and not transactions.numbers_are_complete(tx, known, command.numbers, heads):
-        raise Problem("incomplete_decision", "an ordered message cannot be committed without its number (R4); ask the producer for it")
+        how = "give it by index with --numbers (JSON: numbers); halfmsg key ls shows for which number a key waits"
+        raise Problem("incomplete_decision", f"an ordered message cannot be committed without its number; {how}")
     to = "committed" if command.commit else "rolled_back"
     tx.audit(now, "operator", f"tx.{'commit' if command.commit else 'rollback'}", format_id(known.id), command.reason, known.state.word, to)
     tx.note(known.n, now, to, f"forced by operator: {command.reason}")

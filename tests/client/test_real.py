@@ -17,6 +17,7 @@ from halfmsg.outbox import Outbox
 from halfmsg.txclient import Client, Conflict, Consumer, Delivery, Message, Reject, Retry, transaction_digest
 from halfmsg.txclient._links import Links
 from halfmsg.txclient._wire import Deliver, Json
+from tests.support.serving import eventually
 
 CHECK = Check(first_delay_s=0.05)
 
@@ -189,6 +190,7 @@ async def test_p2_group_that_goes_stops_nobody_else_on_the_client(coordinator: C
         await publish("bills", 1)
         assert {await hear(), await hear()} == {"mails 1", "bills 1"}
         await _removed(client, "mail")
+        await eventually(lambda: all("mail" not in each.subscriptions for each in coordinator.streams.connections), "the end of its subscription")
         for body in (2, 3, 4):
             await publish("bills", body)
             assert await hear() == f"bills {body}"

@@ -134,7 +134,9 @@ async def test_refused_subscription_costs_nothing_else_on_its_stream(standing: S
     assert (refused["type"], refused["group"], refused["error"]["code"]) == ("error", "nobody", "group_not_found")
     message = {"topic": "plain", "data": 1}
     await say(ws, {"type": "ops", "n": 1, "ops": [{"op": "submit", "id": "018f0000-0000-7000-8000-00000000cafe", "messages": [message]}]})
-    answers = {frame["type"]: frame for frame in (await heard(ws), await heard(ws))}
+    frames = [await heard(ws), await heard(ws)]
+    assert None not in frames, "the stream was closed"
+    answers = {frame["type"]: frame for frame in frames}
     assert "ok" in answers["results"]["results"][0] and answers["deliver"]["group"] == "g"
     assert (await standing.call("PUT", "/v1/groups/nobody", {"topics": [{"topic": "plain"}]}))[0] == 201
     await say(ws, {"type": "subscribe", "group": "nobody", "credits": 50, "member": "m"})

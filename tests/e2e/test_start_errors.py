@@ -91,6 +91,23 @@ def test_missing_folder(tmp_path: Path) -> None:
     is_one_line(done, "no folder nowhere", "--store")
 
 
+def test_folder_as_store(tmp_path: Path) -> None:
+    """Exit code 1, a file in it named, and nothing left beside it."""
+    (tmp_path / "data").mkdir()
+    done = serve(tmp_path, "--listen", "127.0.0.1:0", "--store", "data")
+    assert done.returncode == 1
+    is_one_line(done, "data is a folder", "--store data/halfmsg.db")
+    assert [each.name for each in tmp_path.iterdir()] == ["data"]
+
+
+def test_settings_file_that_is_no_text(tmp_path: Path) -> None:
+    """Exit code 2, the file named."""
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
+    done = serve(tmp_path, "--config", "bytes.toml")
+    assert done.returncode == 2
+    is_one_line(done, "bytes.toml", "Mend it")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="for root every folder is writable")
 def test_read_only_folder(tmp_path: Path) -> None:
     """Exit code 1, the folder named."""
@@ -111,9 +128,12 @@ def test_read_only_folder(tmp_path: Path) -> None:
         (("--listen", "127.0.0.1:99999"), ("99999", "HOST:PORT")),
         (("--store", "postgresql://x/y"), ("PostgreSQL",)),
         (("--set", "check.first_delay_s=0"), ("first_delay_s",)),
-        (("--set", "nothing.at_all=1"), ("nothing",)),
+        (("--store", "sqlite:///x.db"), ("sqlite:///x.db", "--store halfmsg.db")),
+        (("--set", "nothing.at_all=1"), ("nothing", "from flag", "halfmsg config show")),
+        (("--set", "listn=1"), ("listn", "from flag", "Did you mean listen?")),
+        (("--set", "check.first_dely_s=1"), ("check.first_dely_s", "Did you mean check.first_delay_s?")),
         (("--set", "storage.synchronous=NORMAL"), ("i_accept_loss",)),
-        (("--set", "check.max_attempts=many"), ("max_attempts",)),
+        (("--set", "check.max_attempts=many"), ("check.max_attempts", "from flag")),
         (("--config", "missing.toml"), ("missing.toml",)),
     ],
     ids=" ".join,

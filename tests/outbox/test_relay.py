@@ -159,14 +159,17 @@ async def test_r23_refused_row_goes_when_its_reason_is_gone_and_somebody_says_so
     assert admin.retry(database.url) == 0
 
 
-async def test_r23_temporary_refusals_are_repeated(database: Side, make: Make, client: Client, coordinator: Coordinator) -> None:
-    """A topic without a group says wait: the row stays, and goes once there is a group."""
+async def test_r23_temporary_refusals_are_repeated(
+    database: Side, make: Make, client: Client, coordinator: Coordinator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A topic without a group says wait: the row stays, and goes once there is a group. The log says why, once."""
     await client.put_topic("lonely", kind="unordered")
     await publish(database, Message("lonely", 1))
     async with Client(f"http://{coordinator.address}", timeout=0.2) as hasty:
         relay = await make(hasty)
-        assert (await relay.tick()).waiting == 1
+        assert [(await relay.tick()).waiting for _ in range(2)] == [1, 1]
         assert unsent(database) == [1]
+        assert sum("rows wait" in each.message and "no_group" in each.message for each in caplog.records) == 1
         await client.put_group("late", topics=[{"topic": "lonely"}])
         assert (await relay.tick()).submitted == 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,8 @@ def _judge(path: Path, synchronous: str) -> tuple[PageSums, bool, int]:
     if file.half_way(path).exists() and not path.exists():  # the store is moved aside first: where it stands, nothing was touched
         cause = f"a restore of {path} was cut short: {file.half_way(path)} is there"
         raise StartError(cause, f"Do it again: halfmsg restore FILE --store {path} --replace")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise StartError(f"{path} is not writable by this user", f"Make it so: chmod u+w {path}, or name another file with --store")
     if not path.exists() or path.stat().st_size == 0:
         file.remove(sums.sums_path(path))
     found, wrong = file.look(path, synchronous)

@@ -34,6 +34,11 @@ def migrations() -> list[tuple[int, str, str]]:
 
 def lock(path: Path) -> IO[str]:
     """Take the file's lock for the life of this process. Raises StartError when another coordinator has it."""
+    if path.exists() and not path.is_file():
+        raise StartError(
+            f"{path} is {'a folder' if path.is_dir() else 'no file'}",
+            f"Name a file: --store {path / 'halfmsg.db' if path.is_dir() else 'halfmsg.db'}",
+        )
     lock_path = path.with_name(path.name + ".lock")
     try:
         handle = lock_path.open("a+")
@@ -111,6 +116,8 @@ def _check_settings(conn: sqlite3.Connection, path: Path, synchronous: str) -> N
 
 def _remedy(path: Path, error: sqlite3.Error) -> str:
     text = str(error)
+    if "not a database" in text and not _has_magic(path):
+        return f"It is no halfmsg store, or its beginning is gone: name another file with --store, or restore a backup: {_RESTORE.format(path)}"
     if "not a database" in text or "malformed" in text or "corrupt" in text:
         return f"It is no halfmsg store or is damaged. {instead(path)}"
     if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
@@ -118,10 +125,18 @@ def _remedy(path: Path, error: sqlite3.Error) -> str:
     return f"Check that {path.parent or '.'} exists and is writable, or name another file with --store"
 
 
+def _has_magic(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(16) == b"SQLite format 3\0"
+
+
+_RESTORE = "halfmsg restore BACKUP --store {} --replace"
+
+
 def instead(path: Path) -> str:
     """The next command where a store cannot be trusted."""
     return (
-        f"Keep a copy, then restore a backup: halfmsg restore BACKUP --store {path} --replace; "
+        f"Keep a copy, then restore a backup: {_RESTORE.format(path)}; "
         f"or go on with what can be read: halfmsg restore {path} --store {path} --replace --accept-loss"
     )
 
