@@ -6,12 +6,16 @@ import asyncio
 import os
 from collections.abc import Mapping
 from threading import Lock
+from typing import Final
 
-from . import _wire
+from . import _clock, _wire
 from ._http import Http
 from ._ids import Ids
 from ._settings import Settings
 from ._stream import Stream
+
+FRESH_S: Final = 1_800.0
+"""Half of what `halfmsg outbox resend` allows a mark to be older than its transaction."""
 
 
 class Link:
@@ -33,12 +37,19 @@ class Seen:
     """What the coordinator told this process: its newest time, and how far each producer's past is settled (R3). Only grows."""
 
     def __init__(self) -> None:
-        self.time_ms: int | None = None
+        self._time_ms: int | None = None
+        self._told_at = 0.0
         self.settled_before: Mapping[str, int] = {}
 
+    @property
+    def time_ms(self) -> int | None:
+        """None: nothing was told, or not for so long that it tells nothing. A mark of days ago would hide a row of today from `outbox resend`."""
+        return self._time_ms if _clock.monotonic() - self._told_at < FRESH_S else None
+
     def told_time(self, ms: int | None) -> None:
-        if ms is not None and (self.time_ms is None or ms > self.time_ms):
-            self.time_ms = ms
+        if ms is not None:
+            self._time_ms = ms if self._time_ms is None else max(ms, self._time_ms)
+            self._told_at = _clock.monotonic()
 
     def told_settled(self, before: Mapping[str, int]) -> None:
         self.settled_before = {**self.settled_before, **before}

@@ -315,3 +315,17 @@ async def test_seen_time_only_grows() -> None:
     for told in (5, 3, None, 7):
         seen.told_time(told)
     assert seen.time_ms == 7
+
+
+async def test_p2_time_seen_long_ago_is_no_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that heard the coordinator once and never again would mark today's rows with that day, and `outbox resend` pass them over."""
+    seen, now = Seen(), 1_000.0
+    monkeypatch.setattr("halfmsg.txclient._clock.monotonic", lambda: now)
+    assert seen.time_ms is None
+    seen.told_time(7)
+    now += 1_799
+    assert seen.time_ms == 7
+    now += 1
+    assert seen.time_ms is None
+    seen.told_time(6)
+    assert seen.time_ms == 7
