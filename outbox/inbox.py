@@ -98,12 +98,23 @@ class Inbox:
             await run_async(_commit(adapter), adapter)
             whole = True
         except Exception as error:
+            half_done = at_work and await self._is_committed(delivery)
             whole = await self._undo(adapter)
-            if at_work and whole and await run_async(is_claimed(self._home.tables, delivery), adapter):
+            if half_done:
                 raise _half_done(error) from error
             raise
         finally:
             await self._home.give(adapter, broken=not whole, lent=True)
+
+    async def _is_committed(self, delivery: Delivery) -> bool:
+        """Did a handler that has failed commit the claim by itself? It may have begun anew behind that. Asked before the undo, over another
+        connection: as long as the claim's own transaction is open nobody sees it, and no other delivery of this message can make it.
+        """
+        try:
+            return await self._home.run(is_claimed(self._home.tables, delivery))
+        except Exception:
+            log.debug("inbox: what a failed handler left cannot be looked at", exc_info=True)
+            return False
 
     async def _undo(self, adapter: AsyncAdapter) -> bool:
         """False: the connection is lost, which undoes it too; what the handler raised must not be hidden by that."""
@@ -129,12 +140,20 @@ class Inbox:
                 run_sync(_commit(adapter), adapter)
                 whole = True
             except Exception as error:
+                half_done = at_work and self._is_committed_sync(delivery)
                 whole = self._undo_sync(adapter)
-                if at_work and whole and run_sync(is_claimed(self._home.tables, delivery), adapter):
+                if half_done:
                     raise _half_done(error) from error
                 raise
             finally:
                 self._home.give_sync(adapter, broken=not whole, lent=True)
+
+    def _is_committed_sync(self, delivery: Delivery) -> bool:
+        try:
+            return self._home.run_sync(is_claimed(self._home.tables, delivery))
+        except Exception:
+            log.debug("inbox: what a failed handler left cannot be looked at", exc_info=True)
+            return False
 
     def _undo_sync(self, adapter: SyncAdapter) -> bool:
         try:
@@ -189,14 +208,14 @@ def _message_key(id: str) -> bytes:
 
 
 def is_claimed(tables: Tables, delivery: Delivery) -> Steps[bool]:
-    """Asked when its handler has failed and all that was open is undone: did it commit the claim itself? It may have begun anew behind that."""
+    """Has its claim been committed? Asked outside the transaction that makes it."""
     if delivery.key is None or delivery.sequence is None:
         rows: Rows = yield tables.sql("inbox_has", delivery.group, delivery.generation, _message_key(delivery.id))
         return bool(rows)
     at = _key_of(delivery, delivery.group)
-    last: Rows = yield tables.sql("key_last", *at)
+    passed: Rows = yield tables.sql("key_has", *at, delivery.sequence)  # without a lock: the claim's transaction may hold the row
     missed: Rows = yield tables.sql("missed_has", *at, delivery.sequence)
-    return bool(last) and int(last[0][0]) >= delivery.sequence and not missed
+    return bool(passed) and not missed
 
 
 def _key_of(delivery: Delivery, group: str) -> tuple[object, ...]:

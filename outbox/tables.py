@@ -62,6 +62,7 @@ _SQL: Final = {
     "free_lanes": "UPDATE {p}lane SET owner = NULL WHERE owner = ?",
     "inbox_put": "INSERT INTO {p}inbox (grp, generation, msg, at) VALUES (?, ?, ?, ?) ON CONFLICT (grp, generation, msg) DO NOTHING RETURNING 1",
     "inbox_has": "SELECT 1 FROM {p}inbox WHERE grp = ? AND generation = ? AND msg = ?",
+    "key_has": "SELECT 1 FROM {p}key WHERE grp = ? AND generation = ? AND source = ? AND topic = ? AND okey = ? AND last >= ?",
     "missed_has": "SELECT 1 FROM {p}missed WHERE grp = ? AND generation = ? AND source = ? AND topic = ? AND okey = ? AND seq = ?",
     "key_put": "INSERT INTO {p}key (grp, generation, source, topic, okey, last) VALUES (?, ?, ?, ?, ?, 0) ON CONFLICT DO NOTHING",
     "key_set": "UPDATE {p}key SET last = ? WHERE grp = ? AND generation = ? AND source = ? AND topic = ? AND okey = ?",
