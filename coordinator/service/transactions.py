@@ -60,10 +60,10 @@ def _topic_for(tx: StoreTx, message: NewMessage, *, plain: bool) -> Topic:
     topic = topics.for_message(tx, message, plain=plain)
     if topic.kind is Kind.UNORDERED and message.key is not None:
         raise Problem("combination_refused", f"topic {topic.name} is unordered, and a key means order: leave the key out")
-    if topic.kind is not Kind.UNORDERED and message.key is None:
-        raise Problem("combination_refused", f"topic {topic.name} is ordered ({topic.kind.word}): a message needs a key")
     if topic.kind is Kind.SEQUENCE and plain:
         raise Problem("combination_refused", f"topic {topic.name} keeps the order of local commits: publish through an outbox, not by a plain send")
+    if topic.kind is not Kind.UNORDERED and message.key is None:
+        raise Problem("combination_refused", f"topic {topic.name} is ordered ({topic.kind.word}): a message needs a key")
     if topic.kind is Kind.ARRIVAL and not plain:
         raise Problem("combination_refused", f"topic {topic.name} is in order of arrival: it takes plain sends only")
     if len(message.body) > topic.max_message_bytes:
@@ -249,7 +249,7 @@ _DETAILS = {
     Outcome.DECIDED_OTHERWISE: "the first decision stands",
     Outcome.CONTENT_DIFFERS: "this id came with other content or other numbers before; an id names one attempt",
     Outcome.INCOMPLETE: "a commit needs the digest of the content and the number of each ordered message; the transaction stays undecided",
-    Outcome.STATE_CHANGED: "the transaction is not parked; park it first",
+    Outcome.STATE_CHANGED: "the transaction is not parked; park it first: halfmsg tx park ID --reason WHY",
 }
 
 
