@@ -155,7 +155,7 @@ def _judge_source(path: Path, accept_loss: bool, progress: Progress) -> About | 
         version = conn.execute("SELECT max(n) FROM migration").fetchone()[0]
         file.refuse_newer(version, path)
         has = conn.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (file.BACKUP_TABLE,)).fetchone()
-        about = msgspec.convert(dict(conn.execute("SELECT k, v FROM backup").fetchall()), About) if has else None
+        about = _about(conn, path) if has else None
         progress("checking", 0.0)
         sound = doctor.integrity_check(conn, full=True)
         same = about is None or _digest(conn, progress)[0] == about.digest
@@ -163,6 +163,13 @@ def _judge_source(path: Path, accept_loss: bool, progress: Progress) -> About | 
         why = "its rows are not what was written" if sound.ok else str(sound.rows[0])
         raise StartError(f"{path} is damaged: {why}", "Take an older backup, or say --accept-loss to go on with what can be read")
     return about
+
+
+def _about(conn: sqlite3.Connection, path: Path) -> About:
+    try:
+        return msgspec.convert(dict(conn.execute("SELECT k, v FROM backup").fetchall()), About)
+    except msgspec.ValidationError as error:
+        raise StartError(f"{path} is damaged: what it says of itself is {error}", "Take an older backup") from error
 
 
 def _judge_copy(part: Path, accept_loss: bool, progress: Progress) -> tuple[doctor.Finding, ...]:

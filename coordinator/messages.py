@@ -263,7 +263,9 @@ class Restored(Struct, frozen=True):
     """The last transaction that was in the backup."""
     arrival_floor: int = 0
     doubt_before: int = 0
-    """What has an older mark, or none of its producer's, may have been a dead letter between the backup and the loss."""
+    """What has an older mark may have been a dead letter between the backup and the loss."""
+    generation: int = 0
+    """A group that needs a new generation gets one from here on: those below may have been given out before."""
 
 
 class Retry(Struct, frozen=True):
@@ -296,6 +298,7 @@ class Logged(Struct, frozen=True):
     by: int
     mark: int
     state: int
+    first_at: int
 
 
 # --- views out -------------------------------------------------------------------------------------------------------------

@@ -91,6 +91,8 @@ class Connection:
         self.encode = wire.encode_msgpack if self.packed else wire.encode_json
         self.producers: dict[str, str | None] = {}
         self.subscriptions: dict[str, Subscription] = {}
+        self.members: dict[str, str] = {}
+        """By group, under which name it is subscribed or was refused: who leaves frees its lanes in both cases."""
         self.closing = False
         self._outgoing: deque[bytes] = deque()
         self._unsent = 0
@@ -272,9 +274,11 @@ class Connection:
         before = self.subscriptions.pop(frame.group, None)
         if before is not None:
             before.stop()
+        self.members[frame.group] = frame.member
         topics = await self.engine.topics_of(frame.group)
         for other in self.streams.connections:
-            other.lose(frame.group, frame.member)
+            if other is not self:
+                other.lose(frame.group, frame.member)
         subscription = self.subscriptions[frame.group] = Subscription(self, frame, topics)
         revoked = await self.engine.call(groups.rejoin, groups.Rejoin(frame.group, frame.member, frozenset(frame.holding)))
         if revoked:
@@ -283,6 +287,8 @@ class Connection:
 
     def lose(self, group: str, member: str) -> None:
         """The member has come back over another connection; this one may be dead without knowing it."""
+        if self.members.get(group) == member:
+            del self.members[group]
         subscription = self.subscriptions.get(group)
         if subscription is not None and subscription.member == member:
             del self.subscriptions[group]
@@ -292,7 +298,9 @@ class Connection:
         subscription = self.subscriptions.pop(frame.group, None)
         if subscription is not None:
             subscription.stop()
-            await self.engine.call(groups.leave, groups.Leave(frame.group, subscription.member))
+        member = self.members.pop(frame.group, None)
+        if member is not None:
+            await self.engine.call(groups.leave, groups.Leave(frame.group, member))
 
     def _credit(self, frame: wire.CreditFrame) -> None:
         subscription = self.subscriptions.get(frame.group)

@@ -36,6 +36,9 @@ class Inbox:
         self._keep_s = keep.total_seconds() if isinstance(keep, timedelta) else float(keep)
         self._gates: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
         self._gate = threading.Lock()
+        self._looks: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
+        self._look = threading.Lock()
+        """One look at a time at what failed handlers left: many that fail at once must not take a second connection each."""
 
     @overload
     def claim(self, on: AwaitsExecute, delivery: Delivery, *, group: str | None = None) -> Coroutine[Any, Any, bool]: ...  # type: ignore[overload-overlap]
@@ -97,24 +100,34 @@ class Inbox:
             at_work = False
             await run_async(_commit(adapter), adapter)
             whole = True
-        except Exception as error:
-            half_done = at_work and await self._is_committed(delivery)
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and (task := asyncio.current_task()) is not None and task.cancelling():
+                raise  # not the handler's: this delivery is torn down
+            half_done = await self._is_committed(delivery) if at_work else False
             whole = await self._undo(adapter)
+            if half_done is None and whole:
+                half_done = await run_async(is_claimed(self._home.tables, delivery), adapter)
             if half_done:
                 raise _half_done(error) from error
             raise
         finally:
             await self._home.give(adapter, broken=not whole, lent=True)
 
-    async def _is_committed(self, delivery: Delivery) -> bool:
+    async def _is_committed(self, delivery: Delivery) -> bool | None:
         """Did a handler that has failed commit the claim by itself? It may have begun anew behind that. Asked before the undo, over another
         connection: as long as the claim's own transaction is open nobody sees it, and no other delivery of this message can make it.
+
+        None: ask after the undo. On SQLite, where a repeat waits at our gate until then, and locks may be in the way before; and where no
+        connection is left. A repeat that another process does in that moment passes for a half of this one's, and is told as one.
         """
+        if self._home.dialect == "sqlite":
+            return None
         try:
-            return await self._home.run(is_claimed(self._home.tables, delivery))
+            async with self._looks.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(1)):
+                return await self._home.run(is_claimed(self._home.tables, delivery))
         except Exception:
             log.debug("inbox: what a failed handler left cannot be looked at", exc_info=True)
-            return False
+            return None
 
     async def _undo(self, adapter: AsyncAdapter) -> bool:
         """False: the connection is lost, which undoes it too; what the handler raised must not be hidden by that."""
@@ -140,20 +153,25 @@ class Inbox:
                 run_sync(_commit(adapter), adapter)
                 whole = True
             except Exception as error:
-                half_done = at_work and self._is_committed_sync(delivery)
+                half_done = self._is_committed_sync(delivery) if at_work else False
                 whole = self._undo_sync(adapter)
+                if half_done is None and whole:
+                    half_done = run_sync(is_claimed(self._home.tables, delivery), adapter)
                 if half_done:
                     raise _half_done(error) from error
                 raise
             finally:
                 self._home.give_sync(adapter, broken=not whole, lent=True)
 
-    def _is_committed_sync(self, delivery: Delivery) -> bool:
+    def _is_committed_sync(self, delivery: Delivery) -> bool | None:
+        if self._home.dialect == "sqlite":
+            return None
         try:
-            return self._home.run_sync(is_claimed(self._home.tables, delivery))
+            with self._look:
+                return self._home.run_sync(is_claimed(self._home.tables, delivery))
         except Exception:
             log.debug("inbox: what a failed handler left cannot be looked at", exc_info=True)
-            return False
+            return None
 
     def _undo_sync(self, adapter: SyncAdapter) -> bool:
         try:
@@ -187,7 +205,7 @@ def _commit(adapter: Any) -> Steps[None]:
     yield Commit()
 
 
-def _half_done(error: Exception) -> Reject:
+def _half_done(error: BaseException) -> Reject:
     """The claim went with the handler's own commit: delivered again it would be a repeat, acked, and the rest of its effect gone unseen (P2)."""
     return Reject(f"handler_ended_transaction: it committed by itself and then failed; what came after its commit is undone: {error!r}")
 

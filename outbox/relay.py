@@ -58,7 +58,7 @@ class Relay:
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._pause_s = POLL_FIRST_S
-        self._waits = ""
+        self._told: dict[str, float] = {}
         self.totals = Report()
 
     # --- told by the outbox, from any thread ---
@@ -218,17 +218,15 @@ class Relay:
             else:
                 report.waiting += 1
                 self._say_why(result)
-        if not report.waiting:
-            self._waits = ""
         if effects:
             await self._home.run(fence.all_of(effects), transaction=True)
 
     def _say_why(self, error: BaseException) -> None:
-        """Once a reason: a topic without a group may keep rows waiting for days, and the log is where people look first."""
-        code = str(getattr(error, "code", type(error).__name__))
-        if code != self._waits:
-            self._waits = code
-            log.warning("relay: rows wait, and are tried again: %s", error)
+        """A reason every ten minutes: a topic without a group may keep rows waiting for days, and the log is where people look first."""
+        words, now = str(error), _clock.monotonic()
+        if now - self._told.get(words, -SAID_AGAIN_S) >= SAID_AGAIN_S and len(self._told) < REASONS_MAX:
+            self._told[words] = now
+            log.warning("relay: rows wait, and are tried again: %s", words)
 
     async def _mine(self, rows: list[Unsent]) -> list[Unsent]:
         """Rows of lanes that this relay owns, after claiming those that are free."""
@@ -244,6 +242,9 @@ class Relay:
 
 
 FORGET_AFTER_S: Final = 30.0
+SAID_AGAIN_S: Final = 600.0
+REASONS_MAX: Final = 100
+"""Of reasons that are told; a text that changes each time must fill neither memory nor log."""
 
 
 def is_refusal(error: ApiError) -> bool:

@@ -51,7 +51,8 @@ class Member:
         self._settling = Settling(client, group, lease_s, self._answered)
         self._threads = ThreadPoolExecutor(places, thread_name_prefix=f"halfmsg-{group}")
         self._running: dict[asyncio.Task[None], None] = {}
-        self._refused, self._refusals = False, 0
+        self._refused, self._refusals, self._refused_at = False, 0, 0.0
+        self._leaving = False
         self._again: list[asyncio.Task[None]] = []
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -73,6 +74,7 @@ class Member:
 
     async def _leave(self) -> None:
         """Handlers that run are waited for; acks, and nacks of what was not begun, for one lease: longer they are worth nothing."""
+        self._leaving = True
         await self._stream.unsubscribe(self.group)
         self._hand.close()
         self._do(self._hand.next(_clock.monotonic()))
@@ -109,6 +111,12 @@ class Member:
 
     def refused(self, error: ApiError) -> None:
         """What is in hand goes on. The reason may go: a group that is made again, a full queue that empties."""
+        if self._leaving:
+            return
+        now = _clock.monotonic()
+        if now - self._refused_at > 2 * AGAIN_MAX_S:
+            self._refusals = 0
+        self._refused_at = now
         pause_s = min(AGAIN_FIRST_S * 2**self._refusals, AGAIN_MAX_S)
         log.error("group %s gives nothing: %s; look: halfmsg group show %s. Asked again in %.3g s", self.group, error, self.group, pause_s)
         self._refused, self._refusals = True, min(self._refusals + 1, 16)
@@ -117,7 +125,7 @@ class Member:
 
     async def _subscribe_again(self, pause_s: float) -> None:
         await _clock.pause(pause_s)
-        if self._refused:  # else a new connection has brought it in
+        if self._refused and not self._leaving:  # else a new connection has brought it in
             await self._stream.subscribe(self)
 
     def disconnected(self) -> None:

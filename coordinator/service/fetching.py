@@ -27,6 +27,7 @@ NUMBER_BYTES = 17
 """One of `missed`, as the longest of them stands in JSON."""
 MISSED_MAX = 1_000
 LANE_RETRIES_MAX = 1_000
+SAID_AGAIN_MS = 7 * 86_400_000
 
 decode_extra = msgspec.msgpack.Decoder(tuple[str, dict[str, str] | None, str | None]).decode
 
@@ -45,6 +46,8 @@ def fetch(tx: StoreTx, now: int, command: Fetch) -> list[Delivery]:
             and tx.count_dead(group.id, tx.env.settings.group.max_dead_letters) < tx.env.settings.group.max_dead_letters
         ):
             hand += _Handout(tx, now, group, command, room).take()
+        elif command.member:
+            tx.env.members.seen(group.id, command.member, now, command.lease_ms or group.lease_ms)
     return hand
 
 
@@ -94,9 +97,7 @@ class _Handout:
         self.in_hand: set[int | None] = set()
         """Keys of the lane that an earlier answer, perhaps a lost one, has something open of: what follows goes behind that (P7)."""
         self.missed: tuple[int, ...] = ()
-        restored = tx.restored()
-        self.doubt_before = max(restored.at, restored.doubt_before)
-        """What is older was perhaps a dead letter after the backup, named to an inbox as passed over: only a redriven one runs there (R6, W15)."""
+        self.restored = tx.restored()
 
     def take(self) -> list[Delivery]:
         hand: list[Delivery] = []
@@ -294,15 +295,24 @@ class _Handout:
     def _delivery(self, row: Logged, flight: Flight, missed: tuple[int, ...] | None = None) -> Delivery:
         token = Token(flight.grp, flight.lane, flight.lo, row.off, flight.token)
         source = self.tx.source_by_id(row.source) if row.source else None
-        redriven = flight.redriven or (row.seq is not None and self._is_in_doubt(source, row))
+        redriven = flight.redriven or (row.seq is not None and self._is_in_doubt(row))
         return Delivery(
             row, self.topic.name, flight.lane, self.group.name, self.group.generation, flight.attempts + 1, self.now - flight.first_out, str(token),
             flight.until, source.name if source else None, _source_text(self.tx, source, row), self.missed if missed is None else missed, redriven,
         )  # fmt: skip
 
-    def _is_in_doubt(self, source: Source | None, row: Logged) -> bool:
-        """A producer without the library sends no mark of its own: the one that stands is of the arrival here, so of after the restore."""
-        return self.doubt_before > 0 and (row.mark < self.doubt_before or source is None or source.db_id is None)
+    def _is_in_doubt(self, row: Logged) -> bool:
+        """Was it perhaps a dead letter between a backup and its restore, named to an inbox as passed over? Only a redriven one runs there (W15).
+
+        Told by its mark. What came without one has that of its arrival: said again after the restore it is in doubt for as long as people
+        say lost ones again. Numbers that the coordinator itself draws are beyond all that were given out before.
+        """
+        before = max(self.restored.at, self.restored.doubt_before)
+        if not before:
+            return False
+        if self.topic.kind is Kind.ARRIVAL:
+            return row.seq is not None and row.seq < self.restored.arrival_floor
+        return row.mark < (before if row.mark < row.first_at else before + SAID_AGAIN_MS)
 
 
 def _source_text(tx: StoreTx, source: Source | None, row: Logged) -> str | None:

@@ -87,8 +87,11 @@ def _keep_generation(tx: StoreTx, group: Group) -> None:
     behind them kept from this group; so the next one, which may be meant to have them, begins a new generation (P2).
     """
     had_all = group.tag is None and not group.attributes and group.start == "earliest"
-    raised = not had_all and tx.topic_by_id(group.topic).kind is not Kind.UNORDERED
-    tx.put_counter(_next_generation(group.name, group.topic), group.generation + raised)
+    next_one = group.generation
+    if not had_all and tx.topic_by_id(group.topic).kind is not Kind.UNORDERED:
+        next_one = max(group.generation + 1, tx.restored().generation)
+    if next_one > 1:
+        tx.put_counter(_next_generation(group.name, group.topic), next_one)
 
 
 def get(tx: StoreTx, now: int, name: str) -> list[Group]:

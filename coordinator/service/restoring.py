@@ -10,7 +10,7 @@ from __future__ import annotations
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from ..messages import Kind, Restored
+from ..messages import Flight, Kind, Reason, Restored, Topic
 from ..store.base import StoreTx
 from . import hands
 
@@ -35,13 +35,16 @@ class Begun(Struct, frozen=True):
 
 
 def begin_again(tx: StoreTx, now: int, command: BeginAgain) -> Begun:
-    """In one transaction, before anybody is served. The time in µs is past whatever an earlier restore of the same backup gave out."""
+    """In one transaction, before anybody is served. The time in µs, and for generations in s, is past whatever an earlier restore of the same
+    backup gave out.
+    """
     before = tx.restored()
     token = max(tx.counter("token") + JUMP, now * 1_000)
     floor = max(before.arrival_floor + JUMP, now * 1_000)
     taken = take_back_all(tx, now)
     tx.put_counter("token", token)
-    restored = Restored(now, command.backup_at, tx.counter("n"), floor, command.doubt_before)
+    generation = max(before.generation + 1, now // 1_000)
+    restored = Restored(now, command.backup_at, tx.counter("n"), floor, command.doubt_before, generation)
     for name, value in asdict(restored).items():
         tx.put_counter(f"restored_{name}", value)
     tx.audit(now, "operator", "store.restore", command.origin, f"backup of {command.backup_at}", None, f"tokens from {token}")
@@ -66,7 +69,20 @@ def take_back_all(tx: StoreTx, now: int) -> int:
             else:
                 taken += sum(len(other.open_offsets()) for other in tx.flights_of_lane(group.id, run.lane)) - len(run.open_offsets())
                 hands.give_back_unheld(tx, now, group, topic, run.lane, frozenset())
-                for left in tx.flights_of_lane(group.id, run.lane):  # damaged: the log has not all that it names
-                    tx.drop_flight(left)
+                for left in tx.flights_of_lane(group.id, run.lane):
+                    taken -= _lose(tx, now, topic, left)
     tx.free_all_places()
     return taken
+
+
+def _lose(tx: StoreTx, now: int, topic: Topic, run: Flight) -> int:
+    """What damage has taken from the log under a run is reported in the topic's dead letters (P8). Gives how many."""
+    lost = run.open_offsets()
+    for off in lost:
+        if not tx.is_quarantined(topic.id, run.lane, off):
+            tx.add_dead(
+                grp=None, topic=topic.id, lane=run.lane, off=off, okey=None, seq=None, m=-1, reason=Reason.CORRUPT, attempts=0, first_out=None,
+                at=now, history=None,
+            )  # fmt: skip
+    tx.drop_flight(run)
+    return len(lost)

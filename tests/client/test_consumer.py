@@ -299,6 +299,36 @@ async def test_stop_finishes_what_runs_and_gives_back_what_waits(server: StubSer
     assert set(await told(server, 2)) == {"ack t0", "nack t1"}
 
 
+async def test_member_that_leaves_does_not_subscribe_again(server: StubServer, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was refused, and stops while a handler runs: the pause before the next try ends meanwhile, and its hand takes nothing any more."""
+    running, done, due = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    consumer = Consumer(client, "g")
+
+    @consumer.on("t")
+    async def handle(delivery: Delivery) -> None:
+        running.set()
+        await done.wait()
+
+    async def pause(seconds: float) -> None:
+        await (due.wait() if seconds == 0 else asyncio.sleep(seconds))
+
+    task = asyncio.create_task(consumer.serve())
+    await frames(server, "subscribe")
+    await server.connections[0].send(deliver(wire(1)))
+    await running.wait()
+    monkeypatch.setattr("halfmsg.txclient._member.AGAIN_FIRST_S", 0)
+    monkeypatch.setattr("halfmsg.txclient._clock.pause", pause)
+    await server.connections[0].send({"type": "error", "group": "g", "error": {"code": "overloaded", "status": 503}})
+    await client.send("t", "its answer comes behind the refusal")
+    consumer.stop()
+    await frames(server, "unsubscribe")
+    due.set()
+    done.set()
+    await task
+    assert [frame["type"] for frame in server.other if frame["type"] in ("subscribe", "unsubscribe")] == ["subscribe", "unsubscribe"]
+    assert client._links.here().stream._subscribers == {}
+
+
 async def test_cancelled_serve_leaves_in_good_order(server: StubServer, client: Client) -> None:
     """The same as stop, then the cancellation goes on."""
     consumer, began = Consumer(client, "g"), asyncio.Event()

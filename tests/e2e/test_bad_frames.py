@@ -144,6 +144,26 @@ async def test_refused_subscription_costs_nothing_else_on_its_stream(standing: S
     await ws.close()
 
 
+async def test_member_that_was_refused_and_leaves_frees_its_lanes(standing: Served) -> None:
+    """Another one needs not wait for its lease: who says goodbye is gone, subscribed or not."""
+    await standing.call("PUT", "/v1/topics/arr", {"kind": "arrival", "lanes": 1})
+    await standing.call("PUT", "/v1/groups/ordered", {"topics": [{"topic": "arr"}]})
+    await standing.call("POST", "/v1/topics/arr/messages", {"data": 1, "key": "k"})
+    ws = await standing.stream()
+    join = {"type": "subscribe", "group": "ordered", "credits": 5, "member": "m", "inbox": "0a" * 16}
+    await say(ws, join)
+    token = (await heard(ws))["deliveries"][0]["token"]
+    await say(ws, join | {"inbox": "0b" * 16, "holding": [token]})
+    assert (await heard(ws))["error"]["code"] == "wrong_inbox"
+    await say(ws, {"type": "ops", "n": 1, "ops": [{"op": "ack", "group": "ordered", "deliveries": [{"token": token}]}]})
+    assert (await heard(ws))["type"] == "results"
+    await say(ws, {"type": "unsubscribe", "group": "ordered"})
+    await say(ws, {"type": "beat", "producers": []})
+    assert (await heard(ws))["type"] == "beat"
+    assert (await standing.call("GET", "/v1/groups/ordered"))[1]["members"] == 0
+    await ws.close()
+
+
 async def test_p9_too_many_ops_in_a_frame_are_refused(standing: Served) -> None:
     """A thousand and one: too_large, nothing of it done."""
     before = standing.dump()

@@ -80,7 +80,7 @@ def order(number: int | None = None, key: str = "k") -> dict[str, Any]:
 
 def content(id: int, *messages: dict[str, Any], submit: bool = False, **more: Any) -> dict[str, Any]:
     state = {"state": "committed"} if submit else {}
-    return {"id": id_of(id), "producer": SHOP, "messages": list(messages), "first_check_s": 1_800, **state, **more}
+    return {"id": id_of(id), "producer": SHOP, "messages": list(messages), "first_check_s": 86_400, **state, **more}
 
 
 def prepare(id: int, *messages: dict[str, Any], **more: Any) -> Act:
@@ -215,7 +215,7 @@ BATCH: Final = ask(
     "/v1/batch",
     {
         "ops": [
-            {"op": "prepare", "id": id_of(1), "producer": SHOP, "messages": [note()], "first_check_s": 1_800},
+            {"op": "prepare", "id": id_of(1), "producer": SHOP, "messages": [note()], "first_check_s": 86_400},
             {"op": "submit", **_submitted(2)},
             {"op": "submit", **_submitted(1) | {"id": id_of(3)}},
         ]

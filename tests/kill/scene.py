@@ -36,7 +36,7 @@ DOWN_S: Final = 20.0
 TIME_FROM: Final = 10**12
 FAR_MS: Final = 3_300_000
 """Later than this from now is another word than sooner, so that a longer lease shows."""
-QUIET: Final = {"check.gap_delay_s": 1_000, "check.first_delay_s": 86_400, "check.max_interval_s": 86_400}
+QUIET: Final = {"check.gap_delay_s": 86_400, "check.first_delay_s": 86_400, "check.max_interval_s": 86_400}
 """Nothing is asked but what a test has asked for, also where a store that was made once is used for an hour."""
 _LISTENING: Final = re.compile(r"Listening +http://[^:]+:(\d+)")
 Rows = dict[str, list[tuple[Any, ...]]]

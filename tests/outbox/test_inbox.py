@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -16,7 +18,7 @@ import pytest
 from halfmsg import Client, Consumer, Delivery, Inbox, NotInTransaction, Outbox, Reject, Retry, UsageError
 from tests.support.serving import eventually
 
-from .sides import Side, settled
+from .sides import Side, settled, sqlite_side
 
 
 def unordered(id: str | None = None, **more: Any) -> Delivery:
@@ -287,6 +289,50 @@ async def test_p2_handler_that_commits_and_then_fails_is_a_dead_letter(side: Sid
             await inbox.run(ordered(2, missed=[1]), effect(side))
         with pytest.raises(Reject, match=r"handler_ended_transaction.*ZeroDivisionError"):
             await inbox.run(delivery, handler_of(side, work))
+
+
+@pytest.mark.parametrize("kind", ["sqlite3", "aiosqlite"])
+async def test_p2_half_that_cannot_be_looked_at_is_a_dead_letter_all_the_same(folder: Path, kind: str) -> None:
+    """No write-ahead log, and its second transaction has the whole file locked: nobody waits for that, and it is asked after the undo."""
+    side = sqlite_side(folder, kind)
+    side.read("PRAGMA journal_mode = DELETE")
+
+    def work(delivery: Delivery, conn: Any) -> Any:
+        done = side_insert(side, conn, delivery.id)
+        return _commit_then_lock(done, conn) if side.is_async else _lock(conn)
+
+    def _lock(conn: Any) -> None:
+        conn.commit()
+        conn.execute("BEGIN EXCLUSIVE")
+        raise ZeroDivisionError
+
+    async with inbox_of(side) as inbox:
+        began = time.monotonic()
+        with pytest.raises(Reject, match="handler_ended_transaction"):
+            await inbox.run(unordered(), handler_of(side, work))
+        assert time.monotonic() - began < 5
+    await side.close()
+
+
+async def _commit_then_lock(done: Any, conn: Any) -> None:
+    await done
+    await conn.commit()
+    await conn.execute("BEGIN EXCLUSIVE")
+    raise ZeroDivisionError
+
+
+async def test_p2_handler_that_commits_and_then_meets_a_cancelled_task_is_a_dead_letter(file: Side) -> None:
+    """A CancelledError that is not this delivery's own is an error like others."""
+
+    async def work(delivery: Delivery, conn: Any) -> None:
+        await conn.commit()
+        other = asyncio.ensure_future(asyncio.Event().wait())
+        other.cancel()
+        await other
+
+    async with inbox_of(file) as inbox:
+        with pytest.raises(Reject, match="handler_ended_transaction"):
+            await inbox.run(unordered(), work)
 
 
 async def _commit_then_raise(done: Any, conn: Any, anew: bool) -> None:

@@ -67,10 +67,12 @@ def test_p6_group_that_had_everything_is_made_anew_with_its_generation(world: Wo
     assert _made_anew(world).generation == (1 if kind is Kind.UNORDERED else 2)
 
 
-def test_p2_unordered_group_is_not_removed_under_its_members(world: World) -> None:
+@pytest.mark.parametrize("paused", [False, True], ids=["", "paused"])
+def test_p2_unordered_group_is_not_removed_under_its_members(world: World, paused: bool) -> None:
     """It has nothing in hand; who waits for more is at work all the same, until its lease is over."""
     world.topic("t")
     world.group("g", "t", lease_s=30)
+    world.store.run(groups.pause, groups.Pause("g", paused))
     assert world.fetch(member="m") == []
     with pytest.raises(Problem) as caught:
         world.store.run(groups.remove, Removal("g", "tidy"))

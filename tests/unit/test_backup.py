@@ -15,12 +15,14 @@ import pytest
 from halfmsg.coordinator import backup as copies
 from halfmsg.coordinator import doctor
 from halfmsg.coordinator.errors import StartError
-from halfmsg.coordinator.messages import Kind
+from halfmsg.coordinator.messages import Kind, Reason
+from halfmsg.coordinator.service import groups
+from halfmsg.coordinator.service.naming import Removal
 from halfmsg.coordinator.store.sqlite import file, sums
 from halfmsg.outbox.inbox_rules import Claim, judge
 from tests.corruption.content import Filler
 from tests.support.clock import START_MS, ManualClock
-from tests.support.factories import World, new_message
+from tests.support.factories import PRODUCER, World, new_message
 from tests.support.stores import dump, dump_file, open_sqlite
 
 HOUR_MS = 3_600_000
@@ -318,24 +320,66 @@ def test_p2_dead_letter_of_after_the_backup_is_run_and_not_taken_for_a_repeat(pa
     assert [each.redriven for each in hand] == [True, True, True, True, False]
 
 
-@pytest.mark.parametrize("way", ["a producer without marks", "a coordinator a day ahead of the wall clock"])
+@pytest.mark.parametrize("way", ["a producer without marks", "a coordinator a day ahead of the wall clock", "said again by hand", "bound afterwards"])
 def test_p2_dead_letter_of_after_the_backup_is_run_where_marks_do_not_tell(path: Path, tmp_path: Path, way: str) -> None:
     """What is submitted again after the restore has no mark but that of its arrival, or one of a time that ran ahead: it may be a dead letter."""
-    ahead_ms = 0 if "without" in way else 24 * HOUR_MS
+    ahead_ms = 24 * HOUR_MS if "ahead" in way else 0
+    bound = b"d" * 16 if "ahead" in way or "by hand" in way else None
     world = World(open_sqlite(path))
     world.topic("seq", Kind.SEQUENCE, lanes=1)
     world.group("g", "seq")
-    if ahead_ms:
-        world.bind(b"d" * 16)
+    if bound is not None:
+        world.bind(bound)
     _back_up(path, tmp_path / "b", now_ms=START_MS - ahead_ms)
     world.store.close()
     _restore(tmp_path / "b", path, replace=True, now_ms=RESTORED_MS - ahead_ms)
     world = _reopened(path)
-    source, mark = (b"d" * 16, START_MS + HOUR_MS // 2) if ahead_ms else (None, None)
+    mark = START_MS + HOUR_MS // 2 if ahead_ms else None
     for number in (1, 2):
-        world.submit(new_message("seq", b"%d" % number, key="k", sequence=number), mark=mark, source=source)
+        world.submit(new_message("seq", b"%d" % number, key="k", sequence=number), mark=mark, source=bound)
+    if "afterwards" in way:
+        world.bind(b"d" * 16)
     assert [each.redriven for each in world.fetch(member="m")] == [True, True]
     world.store.close()
+
+
+@pytest.mark.parametrize("kind", [Kind.SEQUENCE, Kind.ARRIVAL], ids=lambda kind: str(kind.word))
+def test_r13_what_comes_long_after_a_restore_is_not_redriven(path: Path, tmp_path: Path, kind: Kind) -> None:
+    """Else a zombie would run its dead letter behind what followed it. Numbers of `arrival` topics are beyond all of before at once."""
+    world = World(open_sqlite(path))
+    world.topic("t", kind, lanes=1)
+    world.group("g", "t")
+    _back_up(path, tmp_path / "b")
+    world.store.close()
+    _restore(tmp_path / "b", path, replace=True)
+    world = _reopened(path)
+    found = []
+    for number in (1, 2):
+        sequence, producer = (number, PRODUCER) if kind is Kind.SEQUENCE else (None, None)
+        world.submit(new_message("t", b"%d" % number, key="k", sequence=sequence), producer=producer)
+        [each] = world.fetch(member="m")
+        found.append(each.redriven)
+        world.ack(each)
+        world.later(8 * 86_400)
+    world.store.close()
+    assert found == [kind is Kind.SEQUENCE, False]
+
+
+def test_p2_generation_given_out_after_the_backup_is_not_given_out_again(path: Path, tmp_path: Path) -> None:
+    """Its inbox has numbers of it, and would take what the next group of that name is to run for done."""
+    world = World(open_sqlite(path))
+    world.topic("seq", Kind.SEQUENCE, lanes=1)
+    world.group("g", "seq", tag="vip")
+    _back_up(path, tmp_path / "b")
+    given = []
+    for _ in range(3):
+        world.store.run(groups.remove, Removal("g", "another filter"))
+        given.append(world.group("g", "seq", tag="big").generation)
+        world.store.close()
+        _restore(tmp_path / "b", path, replace=True, now_ms=RESTORED_MS + len(given) * 60_000)
+        world = _reopened(path)
+    world.store.close()
+    assert len({1, *given}) == 4
 
 
 def test_p2_backup_stands_at_the_coordinators_time_and_not_at_a_wall_clock_that_is_ahead(path: Path, tmp_path: Path) -> None:
@@ -352,7 +396,7 @@ def test_p2_backup_stands_at_the_coordinators_time_and_not_at_a_wall_clock_that_
 
 
 def test_restore_of_a_store_whose_hand_names_a_row_that_is_gone_ends(path: Path, tmp_path: Path) -> None:
-    """What damage leaves: a run of an ordered lane over an offset that the log does not have. The other two are handed out again."""
+    """What damage leaves: a run of an ordered lane over an offset that the log does not have. The others are handed out again, and it is listed."""
     world = World(open_sqlite(path))
     world.topic("seq", Kind.SEQUENCE, lanes=1)
     world.group("g", "seq")
@@ -364,10 +408,27 @@ def test_restore_of_a_store_whose_hand_names_a_row_that_is_gone_ends(path: Path,
         conn.execute("DELETE FROM log WHERE off = 1")
     sums.sums_path(path).unlink()
     done = _restore(path, path, replace=True, accept_loss=True)
-    assert done.taken_back == 3
+    assert done.taken_back == 2
     world = _reopened(path)
-    assert [each.row.seq for each in world.fetch(member="n")] == [1]
+    given = []
+    for _ in range(2):
+        [each] = world.fetch(member="n")
+        given.append(each.row.seq)
+        world.ack(each)
+    assert given == [1, 3]
+    assert world.store.tx.all("SELECT grp, off, reason FROM dead") == [(None, 1, Reason.CORRUPT.value)]
     world.store.close()
+
+
+def test_backup_whose_own_words_are_damaged_is_told_in_a_line(path: Path, tmp_path: Path) -> None:
+    """They are in no digest."""
+    open_sqlite(path).close()
+    _back_up(path, tmp_path / "b")
+    with closing(sqlite3.connect(tmp_path / "b", isolation_level=None)) as conn:
+        conn.execute("UPDATE backup SET v = 'x' WHERE k = 'at'")
+    for accept_loss in (False, True):
+        with pytest.raises(StartError, match="is damaged: what it says of itself"):
+            _restore(tmp_path / "b", path, replace=True, accept_loss=accept_loss)
 
 
 def test_a_damaged_log_is_gone_on_without_only_by_name(path: Path, tmp_path: Path) -> None:

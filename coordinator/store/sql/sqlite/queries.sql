@@ -164,7 +164,7 @@ SELECT okey, seq, m FROM log WHERE topic = ? AND lane = ? AND off = ?;
 -- name: log_last_at
 SELECT at FROM log WHERE topic = ? AND lane = ? AND off = ?;
 -- name: log_run
-SELECT g.off, g.m, g.seq, g.at, g.okey, k.key, CAST(x.tag AS BLOB), CAST(x.extra AS BLOB), CAST(x.body AS BLOB), CAST(x.digest AS BLOB), t.id, t.source, k.incarnation, t.decided_by, t.mark, t.state
+SELECT g.off, g.m, g.seq, g.at, g.okey, k.key, CAST(x.tag AS BLOB), CAST(x.extra AS BLOB), CAST(x.body AS BLOB), CAST(x.digest AS BLOB), t.id, t.source, k.incarnation, t.decided_by, t.mark, t.state, t.first_at
 FROM log g JOIN message x ON x.m = g.m JOIN tx t ON t.n = g.m >> 10 LEFT JOIN okey k ON k.id = g.okey
 WHERE g.topic = ? AND g.lane = ? AND g.off >= ? AND g.off < ? ORDER BY g.off LIMIT ?;
 
