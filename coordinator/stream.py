@@ -235,15 +235,15 @@ class Connection:
                 refused.append({"name": each.name, "code": problem.code, "detail": problem.detail})
             else:
                 accepted[each.name] = each.source
-        self.producers = accepted
         self._said_hello = True
+        limits = {"frame_bytes": wire.MAX_FRAME_BYTES, "ops": wire.MAX_BATCH_OPS, "messages": wire.MAX_MESSAGES}
+        hello = {"type": "hello", "limits": limits, "server": f"halfmsg/{__version__}", "connection": str(self.number)}
+        self.send(hello | {"time": self.engine.clock.now_ms()} | ({"refused": refused} if refused else {}))
+        self.producers = accepted  # from here on it may be asked, behind the hello
         if accepted:
             await self.engine.names_changed()
         for name in accepted:
             self.streams.on_hello(name)
-        limits = {"frame_bytes": wire.MAX_FRAME_BYTES, "ops": wire.MAX_BATCH_OPS, "messages": wire.MAX_MESSAGES}
-        hello = {"type": "hello", "limits": limits, "server": f"halfmsg/{__version__}", "connection": str(self.number)}
-        self.send(hello | {"time": self.engine.clock.now_ms()} | ({"refused": refused} if refused else {}))
 
     async def _beat(self, frame: wire.BeatFrame) -> None:
         for each in frame.producers:
@@ -300,7 +300,8 @@ class Connection:
             subscription.stop()
         member = self.members.pop(frame.group, None)
         if member is not None:
-            await self.engine.call(groups.leave, groups.Leave(frame.group, member))
+            holding = None if frame.holding is None else frozenset(frame.holding)
+            await self.engine.call(groups.leave, groups.Leave(frame.group, member, holding))
 
     def _credit(self, frame: wire.CreditFrame) -> None:
         subscription = self.subscriptions.get(frame.group)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import inspect
 import logging
+import os
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any, Final, overload
 from uuid import UUID
@@ -25,6 +28,8 @@ from .tables import Tables
 
 log = logging.getLogger("halfmsg.inbox")
 KEEP_S: Final = 7 * 86_400.0
+THREADS_MAX: Final = 1_000
+"""As many handlers as a Consumer runs at once; each is a thread only while it runs."""
 
 
 class Inbox:
@@ -36,6 +41,7 @@ class Inbox:
         self._keep_s = keep.total_seconds() if isinstance(keep, timedelta) else float(keep)
         self._gates: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
         self._gate = threading.Lock()
+        self._threads: tuple[int, ThreadPoolExecutor] | None = None
         self._looks: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
         self._look = threading.Lock()
         """One look at a time at what failed handlers left: many that fail at once must not take a second connection each."""
@@ -82,7 +88,14 @@ class Inbox:
             async with self._turn():
                 await self._run_async(delivery, handler)
         else:
-            await asyncio.to_thread(self._run_sync, delivery, handler)
+            context = contextvars.copy_context()
+            await asyncio.get_running_loop().run_in_executor(self._pool(), context.run, self._run_sync, delivery, handler)
+
+    def _pool(self) -> ThreadPoolExecutor:
+        """Threads of our own: the loop's default pool has few, and what waits there for SQLite's gate would hold up name look-ups for all."""
+        if self._threads is None or self._threads[0] != os.getpid():
+            self._threads = os.getpid(), ThreadPoolExecutor(THREADS_MAX, thread_name_prefix="halfmsg-inbox")
+        return self._threads[1]
 
     def _turn(self) -> Any:
         """SQLite has one writer: wait in line here rather than by polling the file's lock."""
@@ -189,6 +202,9 @@ class Inbox:
         return (yield from self._claim_in(delivery, delivery.group))
 
     async def aclose(self) -> None:
+        threads, self._threads = self._threads, None
+        if threads is not None and threads[0] == os.getpid():
+            threads[1].shutdown(wait=False)
         await self._home.aclose()
         self._home.close_sync()
 

@@ -77,7 +77,7 @@ class Outbox:
         self._purged_before: int | None = None
         self._known: Mapping[str, Mapping[str, Any]] = {}
         self._dev = False
-        self._relay: Relay | None = None
+        self._relay_of: tuple[int, Relay] | None = None
         self._stop: asyncio.Event | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -250,6 +250,15 @@ class Outbox:
         if dialect not in ("sqlite", "postgresql"):
             raise UsageError("unknown_database", f"{dialect!r} is not known here yet; there are sqlite and postgresql")
         return ";\n".join(tables.statements(dialect, self._home.tables.prefix)) + ";\n"  # type: ignore[arg-type]
+
+    @property
+    def _relay(self) -> Relay | None:
+        """Of this process: after a fork the parent's runs in the parent, and its loop is no loop of the child's."""
+        return self._relay_of[1] if self._relay_of is not None and self._relay_of[0] == os.getpid() else None
+
+    @_relay.setter
+    def _relay(self, relay: Relay | None) -> None:
+        self._relay_of = None if relay is None else (os.getpid(), relay)
 
     @property
     def is_open(self) -> bool:

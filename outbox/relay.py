@@ -28,15 +28,21 @@ SUBMITS_MAX: Final = 200
 COMMITS_MAX: Final = 500
 REMEMBERED_MAX: Final = 100_000
 BYTES_MAX: Final = 4 * 1024 * 1024
+ROW_BYTES: Final = 500
+SLOW_LINE_BYTES_S: Final = 50_000
+"""An answer that comes too late is no answer, and the row goes again: on a slower line than this a full pass would never end."""
 POLL_FIRST_S: Final = 0.01
 POLL_MAX_S: Final = 1.0
 LANE_LEASE_MS: Final = 3_000
 LANE_CLOCKS_MS: Final = 10 * LANE_LEASE_MS
 """A claim that ends later than this was made by a host whose clock is wrong: it is no claim, else its rows would wait for that clock (P10)."""
 AGAIN: Final = frozenset(
-    {"stale_mark", "no_way_to_ask", "source_frozen", "state_changed", "unauthenticated", "forbidden", "group_not_found", "not_found"}
-)
-"""Refusals that are repeated like a time-out (R23); any other 4xx sets the row aside, listed."""
+    {
+        "stale_mark", "no_way_to_ask", "source_frozen", "state_changed", "unauthenticated", "forbidden", "group_not_found", "not_found",
+        "wrong_source", "producer_not_found",
+    }
+)  # fmt: skip
+"""Refusals that are repeated like a time-out (R23), and those of this relay's own name, which say nothing of a row; any other 4xx sets it aside."""
 
 
 class Report(Struct):
@@ -180,7 +186,9 @@ class Relay:
         waiting = await self._mine(await self._next_rows())
         if not waiting:
             return
-        results = await asyncio.gather(*(self._hand_over(row) for row in waiting), return_exceptions=True)
+        size = sum(row.body_bytes + ROW_BYTES for row in waiting)
+        timeout_s = self._client.timeout_s + size / SLOW_LINE_BYTES_S
+        results = await asyncio.gather(*(self._hand_over(row, timeout_s) for row in waiting), return_exceptions=True)
         await self._mark(waiting, results, report)
         _raise_cancelled(results)
 
@@ -194,9 +202,9 @@ class Relay:
             self._after = (rows[-1].mark, rows[-1].id)
         return rows
 
-    async def _hand_over(self, row: Unsent) -> None:
-        """Each row by itself, so that one that cannot even be read holds up nobody else."""
-        await self._client.op(self._submit(row))
+    async def _hand_over(self, row: Unsent, timeout_s: float) -> None:
+        """Each row by itself, so that one that cannot even be read holds up nobody else. All of a pass share one line: their time is that of all."""
+        await self._client.op(self._submit(row), timeout=timeout_s)
 
     def _submit(self, row: Unsent) -> dict[str, Any]:
         return {

@@ -149,6 +149,10 @@ class Client:
         return self._links.seen.time_ms
 
     @property
+    def timeout_s(self) -> float:
+        return self._timeout_s
+
+    @property
     def settled_before(self) -> Mapping[str, int]:
         return self._links.seen.settled_before
 

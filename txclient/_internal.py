@@ -46,6 +46,10 @@ class Internal(Protocol):
     """The client's inner surface."""
 
     @property
+    def timeout_s(self) -> float:
+        """How long an operation may take if nothing else is said."""
+
+    @property
     def time_ms(self) -> int | None:
         """The newest coordinator time seen by this process, for marks (R3)."""
 

@@ -11,6 +11,7 @@ from typing import Final
 from . import _clock, _wire
 from ._http import Http
 from ._ids import Ids
+from ._internal import Attached
 from ._settings import Settings
 from ._stream import Stream
 
@@ -65,6 +66,8 @@ class Links:
         self._pid = os.getpid()
         self._lock = Lock()
         self._parents: list[object] = []
+        self._answering: dict[asyncio.AbstractEventLoop, list[Attached]] = {}
+        """Producers of links that were closed under them: a new link of their loop names them again, else nobody could ask them."""
         self.seen = Seen()
         self.member = Ids().member()
         """The name under which this process fetches. Two of one name are one hand to the coordinator (R13)."""
@@ -85,6 +88,7 @@ class Links:
             return
         with self._lock:
             links, self._links = list(self._links.values()), {}
+            self._answering = {link.loop: link.stream.producers.attached for link in links if len(link.stream.producers)}
         here = asyncio.get_running_loop()
         for link in links:
             if link.loop is here:
@@ -104,7 +108,10 @@ class Links:
             self._parents.append(self._links)
             self._links, self._lock, self.seen, self.member = {}, Lock(), Seen(), Ids().member()
             self._pid = os.getpid()
+            self._answering = {}
         link = Link(self._settings, self.seen, self._codec)
+        for producer in self._answering.pop(loop, ()):
+            link.stream.producers.attach(producer)
         with self._lock:
             self._links = {one: kept for one, kept in self._links.items() if not one.is_closed()} | {loop: link}
         return link

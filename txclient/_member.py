@@ -53,6 +53,7 @@ class Member:
         self._running: dict[asyncio.Task[None], None] = {}
         self._refused, self._refusals, self._refused_at = False, 0, 0.0
         self._leaving = False
+        self._cut = asyncio.Event()
         self._again: list[asyncio.Task[None]] = []
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -61,7 +62,7 @@ class Member:
         helpers = [loop.create_task(self._settling.run()), loop.create_task(self._renew())]
         try:
             await self._stream.subscribe(self)
-            await stopping.wait()
+            await self._until(stopping)
         finally:
             try:
                 await self._leave()
@@ -71,11 +72,21 @@ class Member:
                     task.cancel()
                 await asyncio.gather(*left, return_exceptions=True)
                 self._threads.shutdown(wait=False)
+        if self._cut.is_set() and not stopping.is_set():
+            raise UsageError("client_closed", f"the Client of consumer {self.group} was closed; stop its consumers first")
+
+    async def _until(self, stopping: asyncio.Event) -> None:
+        ends = [asyncio.ensure_future(event.wait()) for event in (stopping, self._cut)]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
 
     async def _leave(self) -> None:
         """Handlers that run are waited for; acks, and nacks of what was not begun, for one lease: longer they are worth nothing."""
         self._leaving = True
-        await self._stream.unsubscribe(self.group)
+        await self._stream.unsubscribe(self)
         self._hand.close()
         self._do(self._hand.next(_clock.monotonic()))
         while self._running:
@@ -98,6 +109,9 @@ class Member:
         return _wire.Subscribe(
             group=self.group, credits=remaining, lease_s=self._lease_s, member=self._name, inbox=self._identity, holding=self._hand.tokens()
         )
+
+    def holding(self) -> list[str]:
+        return self._hand.tokens()
 
     def delivered(self, deliveries: Sequence[Delivery]) -> None:
         self._refusals = 0
@@ -130,6 +144,9 @@ class Member:
 
     def disconnected(self) -> None:
         self._hand.disconnected()
+
+    def cut(self) -> None:
+        self._cut.set()
 
     # --- what the hand says ----------------------------------------------------------------------------------------------
 

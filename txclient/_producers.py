@@ -28,6 +28,10 @@ class Producers:
     def __len__(self) -> int:
         return len(self._attached)
 
+    @property
+    def attached(self) -> list[Attached]:
+        return list(self._attached)
+
     def attach(self, producer: Attached) -> None:
         if not any(one is producer for one in self._attached):
             self._attached.append(producer)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import aiohttp
@@ -18,7 +18,7 @@ from . import _clock, _retry, _wire
 from ._calls import Call, Calls
 from ._http import Http, failure
 from ._producers import Producers
-from .errors import ApiError, HalfmsgError, TransportError, api_error
+from .errors import ApiError, HalfmsgError, TransportError, UsageError, api_error
 
 HEARTBEAT_S: Final = 15.0
 BEAT_S: Final = 15.0
@@ -39,6 +39,10 @@ class Subscriber(Protocol):
         """Asked after each hello: the credits are those that remain."""
         ...
 
+    def holding(self) -> list[str]:
+        """Tokens of all that it has in hand."""
+        ...
+
     def delivered(self, deliveries: Sequence[Any]) -> None: ...
     def revoked(self, tokens: Sequence[str]) -> None: ...
     def refused(self, error: ApiError) -> None:
@@ -46,6 +50,9 @@ class Subscriber(Protocol):
         ...
 
     def disconnected(self) -> None: ...
+    def cut(self) -> None:
+        """The client was closed under it: nothing comes any more."""
+        ...
 
 
 class _Lost(ConnectionError):
@@ -81,6 +88,9 @@ class Stream:
         self._failed: HalfmsgError | None = None  # the last attempt to connect; None while connected or before the first
         self._go_away: float | None = None
         self._last_problem: dict[str, Any] | None = None
+        self._said: Sequence[Mapping[str, Any]] = ()
+        self._refused: dict[str, str] = {}
+        """Producers that may not answer here, by name: the code, told once. The next beats say their hello again."""
         self._closed = False
 
     @property
@@ -118,15 +128,21 @@ class Stream:
             self._open()
 
     async def subscribe(self, subscriber: Subscriber) -> None:
+        """Raises UsageError: already_subscribed. One member a group and connection; the second would take the first one's deliveries away."""
+        if self._subscribers.get(subscriber.group, subscriber) is not subscriber:
+            text = f"group {subscriber.group} has a Consumer on this Client already"
+            raise UsageError("already_subscribed", f"{text}; raise its concurrency, or give the second one a Client of its own")
         self._subscribers[subscriber.group] = subscriber
         if self._ws is not None:
             await self._try_send(subscriber.subscribe())
         else:
             self._open()
 
-    async def unsubscribe(self, group: str) -> None:
-        if self._subscribers.pop(group, None) is not None:
-            await self._try_send(_wire.Unsubscribe(group=group))
+    async def unsubscribe(self, subscriber: Subscriber) -> None:
+        """What is on its way is dropped: it is not named as held, so the coordinator hands it out again at once."""
+        if self._subscribers.get(subscriber.group) is subscriber:
+            del self._subscribers[subscriber.group]
+            await self._try_send(_wire.Unsubscribe(group=subscriber.group, holding=subscriber.holding()))
 
     async def credit(self, group: str, add: int) -> None:
         """Lost with the connection: a new subscription names all credits that remain."""
@@ -134,6 +150,8 @@ class Stream:
 
     async def close(self) -> None:
         self._closed = True
+        for subscriber in list(self._subscribers.values()):
+            subscriber.cut()
         if self._timer is not None:
             self._timer.cancel()
         task, self._task = self._task, None
@@ -198,6 +216,10 @@ class Stream:
             raise TransportError("protocol", f"{self._url} does not speak {self.codec.protocol}; is its version older than this client's?")
         await self._put(ws, self._hello())
         frame = self._decode(await ws.receive())
+        while isinstance(frame, _wire.Check | _wire.ServerBeat):  # asked before it is answered: nothing to say yet, and asked again
+            frame = self._decode(await ws.receive())
+        if isinstance(frame, _wire.GoAway):
+            raise TransportError("unreachable", f"{self._url} is draining")
         if isinstance(frame, _wire.Problem):
             raise api_error(frame.error, status=400)
         if not isinstance(frame, _wire.Welcome):
@@ -205,6 +227,8 @@ class Stream:
         self._on_welcome(frame)
         for subscriber in self._subscribers.values():
             await self._put(ws, subscriber.subscribe())
+        if self.producers.hello() != self._said:  # one came or went meanwhile
+            await self._put(ws, self._hello())
         self._ws, self._failed, self._go_away, self._last_problem = ws, None, None, None
 
     async def _serve(self, ws: aiohttp.ClientWebSocketResponse) -> _Lost:
@@ -265,9 +289,11 @@ class Stream:
 
     def _on_welcome(self, frame: _wire.Welcome) -> None:
         self._told_time(frame.time)
-        for refused in frame.refused:
-            name, code = refused.get("name"), refused.get("code")
-            made = f"make it with: halfmsg producer set {name}, and start this program again"
+        before, self._refused = self._refused, {str(refused.get("name")): str(refused.get("code")) for refused in frame.refused}
+        for name, code in self._refused.items():
+            if before.get(name) == code:
+                continue
+            made = f"make it with: halfmsg producer set {name}"
             words = made if code == "producer_not_found" else f"see: halfmsg producer show {name}"
             log.error("producer %s may not answer on this connection: %s; %s", name, code, words)
 
@@ -283,13 +309,16 @@ class Stream:
 
     async def _beat(self) -> None:
         while True:
+            if self._refused:  # the reason may be gone: a full disk, a producer that was not made
+                await self._send(self._hello())
             await self._send(await self.producers.beat())
             await _clock.pause(BEAT_S)
 
     # --- frames ----------------------------------------------------------------------------------------------------------
 
     def _hello(self) -> _wire.Hello:
-        return _wire.Hello(client="halfmsg.txclient", version=VERSION, producers=self.producers.hello())
+        self._said = self.producers.hello()
+        return _wire.Hello(client="halfmsg.txclient", version=VERSION, producers=self._said)
 
     async def _send(self, frame: object) -> None:
         """Raises ConnectionError where there is no connection."""

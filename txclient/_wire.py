@@ -133,6 +133,7 @@ class Subscribe(_Frame, tag="subscribe"):
 
 class Unsubscribe(_Frame, tag="unsubscribe"):
     group: str
+    holding: Sequence[str] = ()
 
 
 class Credit(_Frame, tag="credit"):

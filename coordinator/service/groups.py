@@ -142,26 +142,40 @@ def rejoin(tx: StoreTx, now: int, command: Rejoin) -> list[str]:
     """
     revoked: list[str] = []
     for group in groups_of(tx, command.group).values():
-        topic = tx.topic_by_id(group.topic)
-        for place in tx.places(group.id):
-            runs = [run for run in tx.flights_of_lane(group.id, place.lane) if run.member == command.member]
-            if runs and topic.kind is not Kind.UNORDERED:
-                revoked += hands.give_back_unheld(tx, now, group, topic, place.lane, command.holding)
-            for run in runs if topic.kind is Kind.UNORDERED else ():
-                hands.give_back_unheld_run(tx, now, group, run, command.holding)
+        revoked += _give_back(tx, now, group, command.member, command.holding)
         tx.emit(("wake", group.topic, now))
     return revoked
 
 
+def _give_back(tx: StoreTx, now: int, group: Group, member: str, holding: frozenset[str]) -> list[str]:
+    """What the member has open and does not hold. Gives the tokens that it holds and must not go on with."""
+    revoked: list[str] = []
+    topic = tx.topic_by_id(group.topic)
+    for place in tx.places(group.id):
+        runs = [run for run in tx.flights_of_lane(group.id, place.lane) if run.member == member]
+        if runs and topic.kind is not Kind.UNORDERED:
+            revoked += hands.give_back_unheld(tx, now, group, topic, place.lane, holding)
+        for run in runs if topic.kind is Kind.UNORDERED else ():
+            hands.give_back_unheld_run(tx, now, group, run, holding)
+    return revoked
+
+
 class Leave(Struct, frozen=True):
+    """`holding`: the tokens that it has in hand and will still settle; None: it does not say."""
+
     group: str
     member: str
+    holding: frozenset[str] | None = None
 
 
 def leave(tx: StoreTx, now: int, command: Leave) -> None:
-    """A member goes: lanes with nothing open are free at once, the others when their leases end."""
+    """A member goes. What was on its way to it is handed out again at once, uncharged; lanes with nothing open are free, the others when their
+    leases end.
+    """
     for group in tx.group(command.group):
         tx.env.members.left(group.id, command.member)
+        if command.holding is not None:  # frames come in order, so nothing that it holds is behind what was lost
+            _give_back(tx, now, group, command.member, command.holding)
         for place in tx.places(group.id):
             if place.owner == command.member and not tx.flights_of_lane(group.id, place.lane):
                 tx.own_place(group.id, place.lane, None, 0, 0)

@@ -54,6 +54,8 @@ def remove(tx: StoreTx, now: int, command: Removal) -> None:
         raise Problem("state_changed", f"topic {name} has half messages whose transactions are undecided; nobody could release them")
     if any(tx.lane_end(topic.id, lane) for lane in range(topic.lanes)) or tx.topic_has_keys(topic.id):
         raise Problem("state_changed", f"topic {name} still keeps messages; removing them is not built yet")
+    if tx.topic_has_messages(topic.id):
+        raise Problem("state_changed", f"topic {name} is named by messages of a transaction that an operator rolled back; their bodies are kept")
     tx.remove_topic(topic)
     tx.audit(now, "operator", "topic.rm", name, command.reason, topic.kind.word, None)
 

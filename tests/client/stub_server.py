@@ -79,6 +79,8 @@ class StubServer:
     def __init__(self) -> None:
         self.answer: Callable[[Mapping[str, Any]], dict[str, Any]] = accept
         self.silent = False
+        self.before_welcome: list[Mapping[str, Any]] = []
+        self.at_hello: Callable[[], None] = lambda: None
         self.refuse_stream: int | None = None
         self.http: Callable[[web.Request, Any], tuple[int, Any]] = lambda request, body: (200, {})
         self.frames, self.ops, self.connections = Signal(), Signal(), Signal()
@@ -131,6 +133,9 @@ class StubServer:
 
     async def _frame(self, connection: Connection, frame: Mapping[str, Any]) -> None:
         if frame["type"] == "hello":
+            self.at_hello()
+            for early in self.before_welcome:
+                await connection.send(early)
             await connection.send({"type": "hello", "limits": {}, "server": "stub", "connection": "c", "time": TIME_MS, "refused": self.refused})
             await self.hellos.add(frame)
             if all(known is not connection for known in self.connections):

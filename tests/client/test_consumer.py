@@ -299,6 +299,36 @@ async def test_stop_finishes_what_runs_and_gives_back_what_waits(server: StubSer
     assert set(await told(server, 2)) == {"ack t0", "nack t1"}
 
 
+async def test_second_consumer_of_a_group_on_one_client_is_refused(server: StubServer, client: Client) -> None:
+    """It would take the first one's deliveries away without a word."""
+    first, second, done = Consumer(client, "g"), Consumer(client, "g"), asyncio.Event()
+    second.on("t")(print)
+
+    @first.on("t")
+    async def handle(delivery: Delivery) -> None:
+        done.set()
+
+    async with serving(server, first):
+        with pytest.raises(UsageError) as caught:
+            await second.serve()
+        assert caught.value.code == "already_subscribed"
+        await server.connections[0].send(deliver(wire(1)))
+        await done.wait()
+    assert [frame["group"] for frame in await frames(server, "unsubscribe")] == ["g"]
+
+
+async def test_client_that_is_closed_under_its_consumer_says_so(server: StubServer, client: Client) -> None:
+    """It would wait for ever for what cannot come."""
+    consumer = Consumer(client, "g", lease=0.2)
+    consumer.on("t")(print)
+    task = asyncio.create_task(consumer.serve())
+    await frames(server, "subscribe")
+    await client.aclose()
+    with pytest.raises(UsageError) as caught:
+        await task
+    assert caught.value.code == "client_closed"
+
+
 async def test_member_that_leaves_does_not_subscribe_again(server: StubServer, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was refused, and stops while a handler runs: the pause before the next try ends meanwhile, and its hand takes nothing any more."""
     running, done, due = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -310,7 +340,7 @@ async def test_member_that_leaves_does_not_subscribe_again(server: StubServer, c
         await done.wait()
 
     async def pause(seconds: float) -> None:
-        await (due.wait() if seconds == 0 else asyncio.sleep(seconds))
+        await (due if seconds == 0 else asyncio.Event()).wait()
 
     task = asyncio.create_task(consumer.serve())
     await frames(server, "subscribe")

@@ -50,7 +50,51 @@ async def test_who_may_not_answer_as_a_producer_is_told_what_to_do(
     await client.send("t", 0)
     said = [record.getMessage() for record in caplog.records]
     assert [line.partition(";")[2] for line in said] == [
-        " make it with: halfmsg producer set orders, and start this program again", " see: halfmsg producer show mail"]  # fmt: skip
+        " make it with: halfmsg producer set orders", " see: halfmsg producer show mail"]  # fmt: skip
+
+
+class Shop:
+    """A producer that is never asked here."""
+
+    source: str | None = None
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    async def answer(self, question: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"verdicts": []}
+
+    def beat(self) -> Mapping[str, Any]:
+        return {}
+
+
+async def test_p2_producer_that_comes_between_hello_and_welcome_is_named(server: StubServer, client: Client) -> None:
+    """Else its check-backs find no way for as long as the connection lives."""
+    server.at_hello = lambda: client._links.here().stream.producers.attach(Shop("late"))
+    await client.send("t", 1)
+    hellos = await server.hellos.reach(2)
+    assert [[each["name"] for each in hello["producers"]] for hello in hellos[:2]] == [[], ["late"]]
+
+
+async def test_p2_hello_that_was_refused_is_said_again(server: StubServer, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk goes, a producer is made: nobody has to start the service again."""
+    monkeypatch.setattr("halfmsg.txclient._stream.BEAT_S", 0.01)
+    server.refused = [{"name": "orders", "code": "storage_full"}]
+    await client.attach(Shop("orders"))
+    await server.hellos.reach(3)
+    server.refused = []
+    seen = len(server.hellos)
+    await server.hellos.reach(seen + 1)
+    beats = len(server.other)
+    await server.other.reach(beats + 3)
+    assert len(server.hellos) <= seen + 2
+
+
+async def test_p2_question_before_the_welcome_breaks_nothing(server: StubServer, client: Client) -> None:
+    """The coordinator may ask a producer as soon as it has heard the hello."""
+    server.before_welcome = [{"type": "check", "n": 1, "producer": "orders", "transactions": []}, {"type": "beat", "time": 1, "settled_before": {}}]
+    await client.send("t", 1)
+    assert len(server.hellos) == 1
 
 
 async def test_many_waiting_ops_go_out_in_few_frames(server: StubServer, client: Client) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -241,6 +242,18 @@ class Booking:
 
     async def __call__(self, delivery: Delivery, conn: Any) -> None:
         await side_insert(self.side, conn, delivery.id)
+
+
+async def test_blocking_handlers_leave_the_loops_own_threads_alone(file: Side) -> None:
+    """Those look up names for every connection of the process; a hundred handlers that wait for SQLite's gate must not be in front."""
+    names: list[str] = []
+
+    def work(delivery: Delivery, conn: Any) -> None:
+        names.append(threading.current_thread().name)
+
+    async with inbox_of(file) as inbox:
+        await asyncio.gather(*(inbox.run(unordered(), work) for _ in range(3)))
+    assert len(names) == 3 and all(name.startswith("halfmsg-inbox") for name in names)
 
 
 async def test_p2_object_with_an_async_call_is_a_handler(database: Side) -> None:

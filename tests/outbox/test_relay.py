@@ -286,6 +286,35 @@ async def test_p2_lane_of_a_row_never_changes() -> None:
     assert [lane_of(bytes(15) + bytes([n])) for n in (0, 63, 64, 255)] == [0, 63, 0, 63]
 
 
+async def test_outbox_that_was_opened_before_a_fork_is_not_open_in_the_child(file: Side, client: Client) -> None:
+    """The parent's relay lives in the parent's loop: who counts on it in the child would wait for the check-back."""
+    async with Outbox(client, "orders", file.url) as outbox:
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if not outbox.is_open and outbox._relay is None else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert outbox.is_open
+
+
+async def test_r23_what_is_said_of_the_relays_name_sets_no_row_aside(
+    database: Side, make: Make, client: Client, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relay under a name that is another database's, or nobody's: the rows wait for the right one."""
+    right = await make(client)
+    await publish(database, plain("k"))
+    async with Client(f"http://{coordinator.address}", timeout=0.2) as hasty:
+        for wrong in ("mail", "not-made"):
+            relay = await make(hasty)
+            relay._producer = wrong
+            if wrong == "mail":
+                relay._source = b"m" * 16
+            report = await relay.tick()
+            assert (report.waiting, report.refused) == (1, 0)
+            await relay.release_lanes()
+        assert admin.waiting(database.url)[0].refused is None
+    assert (await right.tick()).submitted == 1
+
+
 def test_fork_shares_no_connection(side: Side) -> None:
     """A child of a service opens its own connections: both go on, on the sync path, and the parent's are left alone."""
     if side.is_async:

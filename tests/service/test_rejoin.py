@@ -7,7 +7,9 @@ import pytest
 from halfmsg.coordinator import doctor
 from halfmsg.coordinator.messages import Delivery, Kind
 from halfmsg.coordinator.service import groups
-from tests.support.factories import World, sequences
+from tests.support.factories import World, new_message, sequences
+
+from .asked import codes
 
 
 def rejoin(world: World, *holding: Delivery, member: str = "m") -> list[str]:
@@ -68,6 +70,24 @@ def test_rejoin_touches_no_other_member(world: World) -> None:
     [given] = ordered(world, 1)
     assert rejoin(world, member="other") == []
     assert [result.error for result in world.ack(given)] == [None]
+
+
+@pytest.mark.parametrize("kind", [Kind.SEQUENCE, Kind.UNORDERED], ids=lambda kind: str(kind.word))
+def test_p2_what_was_on_its_way_to_a_member_that_leaves_is_handed_out_again_at_once(world: World, kind: Kind) -> None:
+    """Not after its lease, and uncharged: nobody has run it. What it still has in hand it settles, and its key waits for that."""
+    world.topic("t", kind, lanes=1)
+    world.group("g", "t", max_attempts=1)
+    for number, key in ((1, "a"), (2, "a"), (1, "b")):
+        ordering = {"key": key, "sequence": number} if kind is Kind.SEQUENCE else {}
+        world.submit(new_message("t", f"{key}{number}".encode(), **ordering))
+    held, *_ = world.fetch(member="m")
+    world.store.run(groups.leave, groups.Leave("g", "m", frozenset((held.token,))))
+    if kind is Kind.UNORDERED:
+        assert sorted((each.row.body, each.attempt) for each in world.fetch(member="n")) == [(b"a2", 1), (b"b1", 1)]
+    assert codes(world.ack(held)) == [None]
+    world.store.run(groups.leave, groups.Leave("g", "m", frozenset()))
+    rest = world.fetch(member="n")
+    assert [(each.row.body, each.attempt) for each in rest] == ([(b"a2", 1), (b"b1", 1)] if kind is Kind.SEQUENCE else [])
 
 
 def test_p2_member_that_left_counts_no_more(world: World) -> None:

@@ -38,6 +38,16 @@ def test_topic_whose_transactions_were_rolled_back_is_removed(world: World) -> N
     assert world.store.tx.topic("plain") is None
 
 
+def test_p2_topic_whose_bodies_a_forced_rollback_keeps_is_not_removed(world: World) -> None:
+    """Else looking at that transaction would fail for ever."""
+    world.topic()
+    view = half_message(world)
+    world.park(view.tx.id)
+    world.force(view.tx.id, commit=False)
+    with pytest.raises(Problem, match="state_changed"):
+        world.store.run(topics.remove, Removal("plain"))
+
+
 def test_p2_producer_whose_messages_are_stored_is_not_removed(world: World) -> None:
     """Else every fetch that meets one of them would fail, and the group would stand still for ever."""
     world.topic()
