@@ -91,8 +91,6 @@ class Connection:
         self.encode = wire.encode_msgpack if self.packed else wire.encode_json
         self.producers: dict[str, str | None] = {}
         self.subscriptions: dict[str, Subscription] = {}
-        self.members: dict[str, str] = {}
-        """By group, under which name it is subscribed or was refused: who leaves frees its lanes in both cases."""
         self.closing = False
         self._outgoing: deque[bytes] = deque()
         self._unsent = 0
@@ -227,7 +225,9 @@ class Connection:
     async def _hello(self, frame: wire.HelloFrame) -> None:
         refused = []
         accepted: dict[str, str | None] = {}
-        for each in frame.producers:
+        new = [each for each in frame.producers if each.name not in self.producers or self.producers[each.name] != each.source]
+        accepted |= {each.name: each.source for each in frame.producers if each not in new}
+        for each in new:
             command = producers.Hello(each.name, None if each.source is None else bytes.fromhex(each.source))
             try:
                 await self.engine.call(producers.hello, command)
@@ -242,8 +242,9 @@ class Connection:
         self.producers = accepted  # from here on it may be asked, behind the hello
         if accepted:
             await self.engine.names_changed()
-        for name in accepted:
-            self.streams.on_hello(name)
+        for each in new:
+            if each.name in accepted:
+                self.streams.on_hello(each.name)
 
     async def _beat(self, frame: wire.BeatFrame) -> None:
         for each in frame.producers:
@@ -274,11 +275,9 @@ class Connection:
         before = self.subscriptions.pop(frame.group, None)
         if before is not None:
             before.stop()
-        self.members[frame.group] = frame.member
         topics = await self.engine.topics_of(frame.group)
         for other in self.streams.connections:
-            if other is not self:
-                other.lose(frame.group, frame.member)
+            other.lose(frame.group, frame.member)
         subscription = self.subscriptions[frame.group] = Subscription(self, frame, topics)
         revoked = await self.engine.call(groups.rejoin, groups.Rejoin(frame.group, frame.member, frozenset(frame.holding)))
         if revoked:
@@ -287,21 +286,22 @@ class Connection:
 
     def lose(self, group: str, member: str) -> None:
         """The member has come back over another connection; this one may be dead without knowing it."""
-        if self.members.get(group) == member:
-            del self.members[group]
         subscription = self.subscriptions.get(group)
         if subscription is not None and subscription.member == member:
             del self.subscriptions[group]
             subscription.stop()
 
     async def _unsubscribe(self, frame: wire.UnsubscribeFrame) -> None:
-        subscription = self.subscriptions.pop(frame.group, None)
-        if subscription is not None:
+        """Also of a member that was refused before. One that the store cannot note costs nobody else on this stream: its leases end."""
+        subscription = self.subscriptions.get(frame.group)
+        member = frame.member or (subscription.member if subscription is not None else None)
+        if subscription is not None and subscription.member == member:
+            del self.subscriptions[frame.group]
             subscription.stop()
-        member = self.members.pop(frame.group, None)
         if member is not None:
             holding = None if frame.holding is None else frozenset(frame.holding)
-            await self.engine.call(groups.leave, groups.Leave(frame.group, member, holding))
+            with contextlib.suppress(Problem):
+                await self.engine.call(groups.leave, groups.Leave(frame.group, member, holding))
 
     def _credit(self, frame: wire.CreditFrame) -> None:
         subscription = self.subscriptions.get(frame.group)
@@ -376,7 +376,7 @@ class Subscription:
         if found:
             self.credits -= len(found)
             deliveries = render.deliveries(found, packed=self.connection.packed)
-            self.connection.send({"type": "deliver", "group": self.group, "deliveries": deliveries})
+            self.connection.send({"type": "deliver", "group": self.group, "member": self.member, "deliveries": deliveries})
         return len(found)
 
 

@@ -355,6 +355,7 @@ class SubscribeFrame(_Frame, tag="subscribe", kw_only=True):
 
 class UnsubscribeFrame(_Frame, tag="unsubscribe", kw_only=True):
     group: Name
+    member: Text | None = None
     holding: Annotated[list[Annotated[str, Meta(max_length=96)]], Meta(max_length=10_000)] | None = None
 
 

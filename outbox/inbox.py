@@ -165,7 +165,7 @@ class Inbox:
                 at_work = False
                 run_sync(_commit(adapter), adapter)
                 whole = True
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:  # a thread is not cancelled: one that is raised here is the handler's
                 half_done = self._is_committed_sync(delivery) if at_work else False
                 whole = self._undo_sync(adapter)
                 if half_done is None and whole:

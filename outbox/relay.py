@@ -232,6 +232,7 @@ class Relay:
     def _say_why(self, error: BaseException) -> None:
         """A reason every ten minutes: a topic without a group may keep rows waiting for days, and the log is where people look first."""
         words, now = str(error), _clock.monotonic()
+        self._told = {each: at for each, at in self._told.items() if now - at < SAID_AGAIN_S}
         if now - self._told.get(words, -SAID_AGAIN_S) >= SAID_AGAIN_S and len(self._told) < REASONS_MAX:
             self._told[words] = now
             log.warning("relay: rows wait, and are tried again: %s", words)

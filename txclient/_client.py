@@ -212,6 +212,11 @@ class Client:
     async def _repeat(self, call: Callable[[], Awaitable[T]]) -> T:
         return await _retry.repeat(call, _clock.monotonic() + self._timeout_s)
 
+    async def _close_unused(self) -> None:
+        """The link that the last words of a member have opened again, after the client was closed under it."""
+        if self._links.here().stream.unused:
+            await self._links.close_here()
+
     def _link(self) -> Link:
         return self._links.here()
 

@@ -88,7 +88,7 @@ class Links:
             return
         with self._lock:
             links, self._links = list(self._links.values()), {}
-            self._answering = {link.loop: link.stream.producers.attached for link in links if len(link.stream.producers)}
+            self._answering |= {link.loop: link.stream.producers.attached for link in links if len(link.stream.producers)}
         here = asyncio.get_running_loop()
         for link in links:
             if link.loop is here:

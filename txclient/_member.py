@@ -46,7 +46,7 @@ class Member:
         self._places = places
         self._lease_s = lease_s
         self._credits = min(max(MIN_CREDITS, places * CREDITS_PER_PLACE), MAX_CREDITS)
-        self._name = Ids().member()
+        self.name = Ids().member()
         self._hand = Hand(places=places, lease_s=lease_s)
         self._settling = Settling(client, group, lease_s, self._answered)
         self._threads = ThreadPoolExecutor(places, thread_name_prefix=f"halfmsg-{group}")
@@ -73,6 +73,7 @@ class Member:
                 await asyncio.gather(*left, return_exceptions=True)
                 self._threads.shutdown(wait=False)
         if self._cut.is_set() and not stopping.is_set():
+            await self._client._close_unused()
             raise UsageError("client_closed", f"the Client of consumer {self.group} was closed; stop its consumers first")
 
     async def _until(self, stopping: asyncio.Event) -> None:
@@ -96,6 +97,7 @@ class Member:
                 await self._settling.idle()
         except TimeoutError:
             log.warning("group %s: %d deliveries were not told before leaving; they are delivered again", self.group, len(self._hand))
+        await self._stream.unsubscribe(self)
 
     # --- what comes from the stream --------------------------------------------------------------------------------------
 
@@ -107,7 +109,7 @@ class Member:
         self._hand.take_released()
         remaining = max(0, self._credits - len(self._hand))
         return _wire.Subscribe(
-            group=self.group, credits=remaining, lease_s=self._lease_s, member=self._name, inbox=self._identity, holding=self._hand.tokens()
+            group=self.group, credits=remaining, lease_s=self._lease_s, member=self.name, inbox=self._identity, holding=self._hand.tokens()
         )
 
     def holding(self) -> list[str]:
@@ -152,7 +154,7 @@ class Member:
 
     def _go_on(self) -> None:
         self._do(self._hand.next(_clock.monotonic()))
-        if self._hand.released * 2 >= self._credits:
+        if self._hand.released * 2 >= self._credits and not self._leaving:
             self._spawn(self._stream.credit(self.group, self._hand.take_released()))
 
     def _do(self, actions: Sequence[Action]) -> None:

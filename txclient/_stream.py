@@ -35,6 +35,8 @@ class Subscriber(Protocol):
 
     @property
     def group(self) -> str: ...
+    @property
+    def name(self) -> str: ...
     def subscribe(self) -> _wire.Subscribe:
         """Asked after each hello: the credits are those that remain."""
         ...
@@ -94,6 +96,10 @@ class Stream:
         self._closed = False
 
     @property
+    def unused(self) -> bool:
+        return not self._subscribers and not len(self.producers)
+
+    @property
     def connected(self) -> bool:
         return self._ws is not None
 
@@ -139,10 +145,12 @@ class Stream:
             self._open()
 
     async def unsubscribe(self, subscriber: Subscriber) -> None:
-        """What is on its way is dropped: it is not named as held, so the coordinator hands it out again at once."""
+        """What is on its way is dropped: it is not named as held, so the coordinator hands it out again at once. Said a second time when
+        all that was held is settled: then its lanes are free.
+        """
         if self._subscribers.get(subscriber.group) is subscriber:
             del self._subscribers[subscriber.group]
-            await self._try_send(_wire.Unsubscribe(group=subscriber.group, holding=subscriber.holding()))
+        await self._try_send(_wire.Unsubscribe(group=subscriber.group, member=subscriber.name, holding=subscriber.holding()))
 
     async def credit(self, group: str, add: int) -> None:
         """Lost with the connection: a new subscription names all credits that remain."""
@@ -264,8 +272,9 @@ class Stream:
 
     def _handle(self, frame: _wire.Read) -> None:
         match frame:
-            case _wire.Deliver(group=group, deliveries=raw):
-                if (subscriber := self._subscribers.get(group)) is not None:
+            case _wire.Deliver(group=group, member=member, deliveries=raw):
+                # one that has left may have some on their way still: they are given back, and none of the next one's
+                if (subscriber := self._subscribers.get(group)) is not None and member in (None, subscriber.name):
                     subscriber.delivered(self.codec.deliveries(raw, group))
             case _wire.Revoke(group=group, tokens=tokens):
                 if (subscriber := self._subscribers.get(group)) is not None:

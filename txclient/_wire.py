@@ -133,6 +133,7 @@ class Subscribe(_Frame, tag="subscribe"):
 
 class Unsubscribe(_Frame, tag="unsubscribe"):
     group: str
+    member: str
     holding: Sequence[str] = ()
 
 
@@ -181,6 +182,7 @@ class Results(_Read, tag="results"):
 class Deliver(_Read, tag="deliver"):
     group: str
     deliveries: list[Raw]
+    member: str | None = None
 
 
 class Revoke(_Read, tag="revoke"):

@@ -42,6 +42,11 @@ def put(tx: StoreTx, now: int, wanted: TopicWanted) -> tuple[Topic, bool]:
     return topic, False
 
 
+def kept(topic: int) -> str:
+    """The counter of a topic that a forcibly rolled back transaction names: its messages stay, so that the operator's act can be looked at."""
+    return f"kept {topic}"
+
+
 def remove(tx: StoreTx, now: int, command: Removal) -> None:
     """Refused while anybody has a place in it or its numbers go on elsewhere (API §9.10)."""
     name = command.name
@@ -54,7 +59,7 @@ def remove(tx: StoreTx, now: int, command: Removal) -> None:
         raise Problem("state_changed", f"topic {name} has half messages whose transactions are undecided; nobody could release them")
     if any(tx.lane_end(topic.id, lane) for lane in range(topic.lanes)) or tx.topic_has_keys(topic.id):
         raise Problem("state_changed", f"topic {name} still keeps messages; removing them is not built yet")
-    if tx.topic_has_messages(topic.id):
+    if tx.counter(kept(topic.id)):
         raise Problem("state_changed", f"topic {name} is named by messages of a transaction that an operator rolled back; their bodies are kept")
     tx.remove_topic(topic)
     tx.audit(now, "operator", "topic.rm", name, command.reason, topic.kind.word, None)

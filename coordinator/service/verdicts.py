@@ -11,7 +11,7 @@ from ..ids import format_id
 from ..messages import By, Decision, Force, Park, Source, TransactionView, Tx, Verdict
 from ..states import Event, Outcome, State, step
 from ..store.base import StoreTx
-from . import transactions
+from . import topics, transactions
 
 PARK_AGE = "older than check.max_age_s"
 
@@ -165,6 +165,8 @@ def force(tx: StoreTx, now: int, command: Force) -> TransactionView | Problem:
     tx.note(known.n, now, to, f"forced by operator: {command.reason}")
     if command.commit:
         return transactions.commit_now(tx, now, known, command.numbers, By.OPERATOR, command.reason, heads)
+    for topic in {topic for _, topic, _ in heads}:
+        tx.put_counter(topics.kept(topic), 1)
     return transactions.rollback_now(tx, now, known, By.OPERATOR, command.reason, keep_bodies=True)
 
 

@@ -56,9 +56,6 @@ class Names(Protocol):
     def set_topic(self, topic: Topic) -> None: ...
     def remove_topic(self, topic: Topic) -> None: ...
     def topic_has_keys(self, topic: int) -> bool: ...
-    def topic_has_messages(self, topic: int) -> bool:
-        """Of any transaction, also one that was rolled back by force. A walk over all messages that ends at the first: for an operator's act."""
-
     def topic_has_undecided(self, topic: int) -> bool:
         """Names a prepared or parked transaction it? A walk over what is undecided, whatever else is stored."""
 

@@ -157,7 +157,7 @@ async def test_member_that_was_refused_and_leaves_frees_its_lanes(standing: Serv
     assert (await heard(ws))["error"]["code"] == "wrong_inbox"
     await say(ws, {"type": "ops", "n": 1, "ops": [{"op": "ack", "group": "ordered", "deliveries": [{"token": token}]}]})
     assert (await heard(ws))["type"] == "results"
-    await say(ws, {"type": "unsubscribe", "group": "ordered"})
+    await say(ws, {"type": "unsubscribe", "group": "ordered", "member": "m"})
     await say(ws, {"type": "beat", "producers": []})
     assert (await heard(ws))["type"] == "beat"
     assert (await standing.call("GET", "/v1/groups/ordered"))[1]["members"] == 0

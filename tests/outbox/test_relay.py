@@ -297,21 +297,22 @@ async def test_outbox_that_was_opened_before_a_fork_is_not_open_in_the_child(fil
 
 
 async def test_r23_what_is_said_of_the_relays_name_sets_no_row_aside(
-    database: Side, make: Make, client: Client, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+    database: Side, make: Make, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A relay under a name that is another database's, or nobody's: the rows wait for the right one."""
     right = await make(client)
     await publish(database, plain("k"))
-    async with Client(f"http://{coordinator.address}", timeout=0.2) as hasty:
-        for wrong in ("mail", "not-made"):
-            relay = await make(hasty)
-            relay._producer = wrong
-            if wrong == "mail":
-                relay._source = b"m" * 16
-            report = await relay.tick()
-            assert (report.waiting, report.refused) == (1, 0)
-            await relay.release_lanes()
-        assert admin.waiting(database.url)[0].refused is None
+    await client._put("/v1/producers/mail", {})
+    id = {"producer": "mail", "source": "0d" * 16, "messages": [{"topic": "u", "data": b"1"}]}
+    await client.op({"op": "submit", "id": str(uuid4()), **id})
+    for wrong, code in (("mail", "wrong_source"), ("not-made", "producer_not_found")):
+        relay = await make(client)
+        relay._producer = wrong
+        report = await relay.tick()
+        assert (report.waiting, report.refused) == (1, 0)
+        assert any("rows wait" in each.message and code in each.message for each in caplog.records)
+        await relay.release_lanes()
+    assert admin.waiting(database.url)[0].refused is None
     assert (await right.tick()).submitted == 1
 
 

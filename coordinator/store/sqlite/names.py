@@ -73,9 +73,6 @@ class Names(Connected):
     def topic_has_keys(self, topic: int) -> bool:
         return self.one(Q.okey_any_of_topic, topic) is not None
 
-    def topic_has_messages(self, topic: int) -> bool:
-        return self.one(Q.message_any_of_topic, topic) is not None
-
     def topic_has_undecided(self, topic: int) -> bool:
         return any(self.one(sql, topic) is not None for sql in (Q.topic_any_prepared, Q.topic_any_parked))
 

@@ -129,8 +129,6 @@ UPDATE okey SET draining = ? WHERE id = ?;
 SELECT id, next_seq, stopped, draining FROM okey INDEXED BY okey_drain WHERE draining = 1 AND stopped = 0 LIMIT ?;
 -- name: okey_row
 SELECT topic, source, incarnation, key FROM okey WHERE id = ?;
--- name: message_any_of_topic
-SELECT 1 FROM message WHERE topic = ? LIMIT 1;
 -- name: okey_any_of_topic
 SELECT 1 FROM okey WHERE topic = ? LIMIT 1;
 -- name: held_insert
