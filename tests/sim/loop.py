@@ -60,10 +60,22 @@ def _may_run(handle: asyncio.Handle) -> bool:
     if not node.alive:
         return False
     loop = handle._loop  # type: ignore[attr-defined]
-    if node.frozen_until > loop.time():
-        loop.call_at(node.frozen_until, handle._run, context=Context())
+    if node.waiting or node.frozen_until > loop.time():
+        if not node.waiting:
+            loop.call_at(node.frozen_until, _thaw, loop, node, context=Context())
+        node.waiting.append(handle)
         return False
     return True
+
+
+def _thaw(loop: SimLoop, node: Node) -> None:
+    """All that came meanwhile, in the order in which it came, however often the end was put off: else later bytes overtake earlier ones."""
+    if node.frozen_until > loop.time():
+        loop.call_at(node.frozen_until, _thaw, loop, node, context=Context())
+        return
+    waiting, node.waiting = node.waiting, []
+    for handle in waiting:  # here and now: what is ready beside it came later
+        handle._run()  # type: ignore[attr-defined]
 
 
 class _Handle(asyncio.Handle):

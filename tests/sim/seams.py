@@ -30,6 +30,7 @@ class Node:
         self.name, self.skew_s = name, skew_s
         self.alive = True
         self.frozen_until = 0.0
+        self.waiting: list[asyncio.Handle] = []
         self.connections: list[sqlite3.Connection] = []
         self.queues: list[Queue] = []
         self.tasks: list[asyncio.Task[Any]] = []

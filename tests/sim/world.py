@@ -290,7 +290,7 @@ class World:
         name = self._one_of("coordinator", "shop", "till", "stock", "billing", "zombie")
         node = self.nodes[name]
         until = self.loop.time() + self.chance.uniform(0.5, 2.5 * load.LEASE_S)
-        node.frozen_until = max(node.frozen_until, until)  # an end that comes nearer would let what comes now overtake what waits
+        node.frozen_until = max(node.frozen_until, until)
         self.say(f"{name} stands still until {node.frozen_until:.3f}")
         self.mark(f"{'coordinator' if name == 'coordinator' else 'shop' if name.startswith(('shop', 'till')) else 'consumer'}_frozen")
 
