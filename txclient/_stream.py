@@ -292,8 +292,8 @@ class Stream:
             case _wire.Problem(error=problem, group=None):
                 log.error("%s: %s", self._url, api_error(problem))
                 self._last_problem = problem
-            case _wire.Problem(error=problem, group=group):
-                if group is not None and (subscriber := self._subscribers.get(group)) is not None:
+            case _wire.Problem(error=problem, group=str(group)):
+                if (subscriber := self._subscribers.get(group)) is not None:
                     subscriber.refused(api_error(problem))
 
     def _on_welcome(self, frame: _wire.Welcome) -> None:
