@@ -12,12 +12,12 @@ import msgspec
 
 from ..digests import message_digest
 from ..errors import Problem
-from ..messages import Delivery, Fetch, Flight, Group, Kind, Logged, Place, Reason, Retry, Source, Topic
+from ..messages import Delivery, Fetch, Flight, Group, Kind, Logged, Place, Retry, Source, Topic
 from ..policies import share
 from ..states import State
 from ..store.base import StoreTx
 from . import producers
-from .hands import CORRUPT, TOO_MANY_MISSED, Lane, Token, give_back_lane
+from .hands import CORRUPT, TOO_MANY_MISSED, Lane, Token, give_back_lane, quarantine
 from .settling import groups_of
 
 RUN_MAX = 256
@@ -274,13 +274,7 @@ class _Handout:
 
     def _quarantine(self, lane: int, off: int) -> None:
         """P8: a damaged row is reported in the topic's dead letters, never delivered or dropped; its key stops."""
-        row = self.tx.log_row(self.topic.id, lane, off)
-        okey, seq, m = row if row is not None else (None, None, -1)
-        if not self.tx.is_quarantined(self.topic.id, lane, off):
-            self.tx.add_dead(
-                grp=None, topic=self.topic.id, lane=lane, off=off, okey=okey, seq=seq, m=m, reason=Reason.CORRUPT, attempts=0, first_out=None,
-                at=self.now, history=None,
-            )  # fmt: skip
+        okey = quarantine(self.tx, self.now, self.topic, lane, off)
         if okey is not None:
             self.tx.stop_key(okey)
             self.tx.put_retry(self.group.id, Retry(lane, off, None, okey, 0, 0, CORRUPT, False))
@@ -319,8 +313,9 @@ def _source_text(tx: StoreTx, source: Source | None, row: Logged) -> str | None:
     """`ID/INCARNATION`, part of the ordered inbox's key (R7); what came without a database stays known by its producer's name."""
     if source is None:
         return None
-    named = source.db_id is None or row.m >> 10 <= tx.counter(producers.bound_at(source))
-    return f"{source.name if named or source.db_id is None else source.db_id.hex()}/{row.incarnation or 1}"
+    if source.db_id is None or row.m >> 10 <= tx.counter(producers.bound_at(source)):
+        return f"{source.name}/{row.incarnation or 1}"
+    return f"{source.db_id.hex()}/{row.incarnation or 1}"
 
 
 def is_sound(topic: Topic, row: Logged) -> bool:

@@ -255,3 +255,15 @@ def _lease_fate(now: int, group: Group, flight: Flight) -> Again | Dead:
 def _is_behind(tx: StoreTx, group: Group, okey: int | None, off: int) -> bool:
     first = None if okey is None else tx.first_retry_of_key(group.id, okey)
     return first is not None and first.off < off
+
+
+def quarantine(tx: StoreTx, now: int, topic: Topic, lane: int, off: int) -> int | None:
+    """A damaged or missing row goes to the topic's dead letters, once (P8). Gives its key, as far as the log still has it."""
+    row = tx.log_row(topic.id, lane, off)
+    okey, seq, m = row if row is not None else (None, None, -1)
+    if not tx.is_quarantined(topic.id, lane, off):
+        tx.add_dead(
+            grp=None, topic=topic.id, lane=lane, off=off, okey=okey, seq=seq, m=m, reason=Reason.CORRUPT, attempts=0, first_out=None, at=now,
+            history=None,
+        )  # fmt: skip
+    return okey

@@ -10,7 +10,7 @@ from __future__ import annotations
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from ..messages import Flight, Kind, Reason, Restored, Topic
+from ..messages import Flight, Kind, Restored, Topic
 from ..store.base import StoreTx
 from . import hands
 
@@ -79,10 +79,6 @@ def _lose(tx: StoreTx, now: int, topic: Topic, run: Flight) -> int:
     """What damage has taken from the log under a run is reported in the topic's dead letters (P8). Gives how many."""
     lost = run.open_offsets()
     for off in lost:
-        if not tx.is_quarantined(topic.id, run.lane, off):
-            tx.add_dead(
-                grp=None, topic=topic.id, lane=run.lane, off=off, okey=None, seq=None, m=-1, reason=Reason.CORRUPT, attempts=0, first_out=None,
-                at=now, history=None,
-            )  # fmt: skip
+        hands.quarantine(tx, now, topic, run.lane, off)
     tx.drop_flight(run)
     return len(lost)
