@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from .messages import Full
 from .settings import Settings
 
 
@@ -73,7 +74,7 @@ class Env:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.members = Members()
-        self.full_topics: set[int] = set()
-        """Topics whose backlog was past its limit at the last look (loops.py)."""
+        self.full = Full()
+        """Topics and groups that were past a limit at the last look (loops.py)."""
         self.storage_low = False
         """Free disk was under the limit at the last look."""

@@ -13,13 +13,11 @@ from .checks import Checks
 from .engine import Engine
 from .errors import Problem
 from .gaps import Gaps
-from .service import looking, release, settling
-from .store.sqlite.deliveries import Deliveries
+from .service import capacity, release, settling
 
 log = logging.getLogger("halfmsg.loops")
 
 CHECKPOINT_WAL_BYTES = 32 * 1024 * 1024
-BACKLOG_HYSTERESIS = 0.9
 LAG_TIMER_S = 0.25
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 NO_DESCRIPTORS_S = 10.0
@@ -93,20 +91,13 @@ class Ticks:
             self.engine.metrics.circuit(name, self.checks.poller.breaker_open(name))
 
     async def capacity(self) -> None:
-        """What the door judges by: backlog of each topic, free disk."""
+        """What the door and the hand-out judge by: full topics, groups that mostly fail, free disk."""
         env, engine = self.engine.env, self.engine
-
-        def read(tx: Deliveries) -> set[int]:
-            full = set()
-            for (name,) in tx.all("SELECT name FROM topic LIMIT 10000"):
-                topic = tx.topic(name)
-                if topic is not None:
-                    limit = topic.max_backlog * (BACKLOG_HYSTERESIS if topic.id in env.full_topics else 1.0)
-                    if looking.backlog(tx, topic) >= limit:
-                        full.add(topic.id)
-            return full
-
-        env.full_topics = await engine.read(read)
+        before = env.full
+        env.full = await engine.read(lambda tx: capacity.look(tx, before))
+        for id in env.full.groups - before.groups:
+            name, topic = engine.names.group_name(id)
+            log.warning("group %s is handed nothing new of topic %s: %d of its messages wait for another attempt", name, topic, capacity.FAILING_MAX)
         env.storage_low = shutil.disk_usage(engine.path.resolve().parent).free < engine.settings.storage.free_bytes_min
 
     async def checkpoint(self) -> None:

@@ -268,6 +268,13 @@ class Restored(Struct, frozen=True):
     """A group that needs a new generation gets one from here on: those below may have been given out before."""
 
 
+class Full(Struct, frozen=True):
+    """Numbers of topics that take no content, and of groups that are handed nothing new."""
+
+    topics: frozenset[int] = frozenset()
+    groups: frozenset[int] = frozenset()
+
+
 class Retry(Struct, frozen=True):
     lane: int
     off: int

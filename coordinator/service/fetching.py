@@ -104,10 +104,11 @@ class _Handout:
         lanes = self._own_lanes() if self.ordered else self._all_lanes()
         if self.retries:
             hand += self._due(lanes)
-        for place in lanes:
-            if self.room.full:
-                break
-            hand += self._new(place)
+        if self.group.id not in self.tx.env.full.groups:
+            for place in lanes:
+                if self.room.full:
+                    break
+                hand += self._new(place)
         if hand:
             self.tx.emit(("delivered", self.group.id, len(hand)))
         return hand

@@ -299,9 +299,3 @@ def keys_named(tx: Deliveries, topic_name: str, key: str) -> list[dict[str, Any]
 def producer_numbers(tx: Deliveries, source: Source) -> dict[str, Any]:
     parked = tx.one("SELECT count(*) FROM (SELECT 1 FROM tx WHERE source = ? AND state = 3 LIMIT 10000)", source.id)[0]
     return {"in_doubt": tx.open_count(source.id), "parked": parked}
-
-
-def backlog(tx: Deliveries, topic: Topic) -> int:
-    """The largest number of messages that one of its groups has not been handed yet."""
-    ends = dict(tx.all(Q.lanes_of, topic.id))
-    return max((sum(ends[place.lane] - place.next_off for place in tx.places(group.id)) for group in tx.groups_of_topic(topic.id)), default=0)

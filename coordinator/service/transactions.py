@@ -80,8 +80,8 @@ def _check_door(tx: StoreTx, command: Content, source: Source | None) -> None:
         topic = tx.topic(message.topic)
         if topic is None:
             continue
-        if topic.id in env.full_topics:
-            raise Problem("backlog_full", f"topic {topic.name} has {topic.max_backlog} messages that a group has not taken; nothing was stored")
+        if topic.id in env.full.topics:
+            raise Problem("backlog_full", f"topic {topic.name} has {topic.max_backlog} messages that a group still has to take; nothing was stored")
         if not topic.allow_no_group and not tx.groups_of_topic(topic.id):
             raise Problem("no_group", f"topic {topic.name} has no consumer group yet; nothing was stored")
     if source is not None and not command.submit and tx.open_count(source.id) >= env.settings.producer.max_in_doubt:

@@ -9,7 +9,7 @@ import pytest
 from msgspec import structs
 
 from halfmsg.coordinator.errors import Problem
-from halfmsg.coordinator.messages import By, Decision, Kind, Tx
+from halfmsg.coordinator.messages import By, Decision, Full, Kind, Tx
 from halfmsg.coordinator.service import producers, transactions, verdicts
 from halfmsg.coordinator.settings import Producers, Settings
 from halfmsg.coordinator.states import TABLE, Event, Outcome, State, Step
@@ -317,7 +317,7 @@ def test_p9_the_door_refuses_content_and_never_a_decision(world: World) -> None:
     before = _dump(world)
     for word in ("storage_full", "backlog_full"):
         world.store.env.storage_low = word == "storage_full"
-        world.store.env.full_topics = {topic.id}
+        world.store.env.full = Full(topics=frozenset({topic.id}))
         for submit in (True, False):
             with pytest.raises(Problem, match=word):
                 world.prepare(submit=submit)

@@ -105,6 +105,9 @@ class Deliveries(Order):
     def count_retries(self, grp: int, lane: int, limit: int) -> int:
         return int(self.one(Q.retry_count, grp, lane, limit)[0])
 
+    def count_failing(self, grp: int, limit: int) -> int:
+        return int(self.one(Q.retry_count_grp, grp, limit)[0])
+
     def next_retry_due(self, grp: int) -> int | None:
         row = self.one(Q.retry_next_due, grp)
         return None if row is None else int(row[0])

@@ -239,6 +239,8 @@ UPDATE retry SET due = ? WHERE grp = ? AND lane = ? AND off = ?;
 SELECT 1 FROM retry WHERE grp = ? LIMIT 1;
 -- name: retry_count
 SELECT count(*) FROM (SELECT 1 FROM retry WHERE grp = ? AND lane = ? LIMIT ?);
+-- name: retry_count_grp
+SELECT count(*) FROM (SELECT 1 FROM retry WHERE grp = ? LIMIT ?);
 -- name: retry_next_due
 SELECT due FROM retry WHERE grp = ? AND due IS NOT NULL ORDER BY due LIMIT 1;
 -- name: retry_delete_grp
