@@ -11,6 +11,7 @@ import os
 import platform
 import resource
 import signal
+import socket
 import sqlite3
 import sys
 from collections.abc import Mapping
@@ -100,13 +101,7 @@ class Coordinator:
         try:
             await site.start()
         except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise StartError(
-                    f"cannot listen on {self.settings.listen}: {error.strerror}", "Name another address with --listen HOST:PORT"
-                ) from error
-            raise StartError(
-                f"{self.settings.listen} is in use by another program", "Stop it, or name a free port: --listen 127.0.0.1:7620"
-            ) from error
+            raise cannot_listen(self.settings, error) from error
         bound = runner.addresses[0]
         self.address = f"{bound[0]}:{bound[1]}"
 
@@ -140,6 +135,23 @@ class Coordinator:
         await self.engine.close()
 
 
+def cannot_listen(settings: Settings, error: OSError) -> StartError:
+    if error.errno == errno.EADDRINUSE:
+        return StartError(f"{settings.listen} is in use by another program", "Stop it, or name a free port: --listen 127.0.0.1:7620")
+    return StartError(f"cannot listen on {settings.listen}: {error.strerror}", "Name another address with --listen HOST:PORT")
+
+
+def try_address(settings: Settings) -> None:
+    """Before a store is made or opened: who cannot listen leaves nothing behind. Raises StartError."""
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(*settings.host_port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
+            with socket.socket(family, kind, protocol) as tried:
+                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                tried.bind(address)
+    except OSError as error:
+        raise cannot_listen(settings, error) from error
+
+
 def banner(coordinator: Coordinator) -> list[tuple[str, str]]:
     settings = coordinator.settings
     rows = [
@@ -157,6 +169,7 @@ def banner(coordinator: Coordinator) -> list[tuple[str, str]]:
 
 async def serve(settings: Settings) -> int:
     """Run until SIGTERM or SIGINT; gives the exit code."""
+    try_address(settings)
     coordinator = Coordinator(settings)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -41,7 +41,7 @@ def is_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None:
 
 
 def test_port_in_use(tmp_path: Path) -> None:
-    """Another program has the address: exit code 1, the address named."""
+    """Another program has the address: exit code 1, the address named, and no store is made."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -49,6 +49,16 @@ def test_port_in_use(tmp_path: Path) -> None:
         done = serve(tmp_path, "--listen", address)
     assert done.returncode == 1
     is_one_line(done, address, "in use", "--listen")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("address", ["no-such-host.invalid:7610", "192.0.2.1:7610"])
+def test_address_that_is_not_of_this_machine(tmp_path: Path, address: str) -> None:
+    """As in use: named in one line, and no store is made."""
+    done = serve(tmp_path, "--listen", address, "--insecure")
+    assert done.returncode == 1
+    is_one_line(done, f"cannot listen on {address}", "--listen HOST:PORT")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_file_locked_by_another_coordinator(tmp_path: Path) -> None:
