@@ -7,6 +7,8 @@ import contextlib
 import os
 import platform
 import sqlite3
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -348,8 +350,8 @@ class Calls:
         }  # fmt: skip
 
     async def doctor(self, req: Any) -> Answer:
-        findings = await self.engine.read(lambda tx: doctor.run(tx.conn, steps_max=DOCTOR_STEPS_MAX))
-        restored = await self.engine.read(lambda tx: doctor.restored(tx.conn))
+        findings = [await self.engine.read_long(partial(_doctor, look)) for look in doctor.looks(steps_max=DOCTOR_STEPS_MAX)]
+        restored = await self.engine.read_long(lambda tx: doctor.restored(tx.conn))
         return 200, {"items": [msgspec.to_builtins(finding) for finding in findings], "restored": restored}
 
 
@@ -363,6 +365,10 @@ def _history(life: looking.Life) -> list[wire.HistoryEntry]:
     entries += [(at, "conflict", f"{by} said {said} while {stored}") for stored, said, by, at in life.conflicts]
     found = [wire.HistoryEntry(at=rfc3339(at), what=what, detail=detail) for at, what, detail in sorted(entries, key=lambda each: each[0])]
     return found + [wire.HistoryEntry(at="now", what=f"{topic}", detail=word) for topic, word in life.deliveries]
+
+
+def _doctor(look: Callable[[sqlite3.Connection], doctor.Finding], tx: Deliveries) -> doctor.Finding:
+    return look(tx.conn)
 
 
 def _dead(row: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,8 @@ will be allowed to delete is a violation here until then.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -319,11 +321,18 @@ def run(
 
     `steps_max` bounds the virtual-machine steps of each statement (about 50 million a second); past it the finding has `ok` None.
     """
-    findings = [check(conn, invariant, limit=limit, steps_max=steps_max) for invariant in INVARIANTS]
-    findings.append(check_bodies(conn, limit=limit, sample=sample))
+    findings = [look(conn) for look in looks(limit=limit, sample=sample, steps_max=steps_max)]
     if integrity:
         findings.append(integrity_check(conn, limit=limit, steps_max=steps_max))
     return findings
+
+
+def looks(*, limit: int = ROWS_MAX, sample: int = SAMPLE_MESSAGES, steps_max: int | None = None) -> list[Callable[[sqlite3.Connection], Finding]]:
+    """Each invariant by itself, then the digests: each may be read in a snapshot of its own, so that none is held for long."""
+    found: list[Callable[[sqlite3.Connection], Finding]] = [
+        partial(check, invariant=invariant, limit=limit, steps_max=steps_max) for invariant in INVARIANTS
+    ]
+    return [*found, partial(check_bodies, limit=limit, sample=sample)]
 
 
 def check(conn: sqlite3.Connection, invariant: Invariant, *, limit: int = ROWS_MAX, steps_max: int | None = None) -> Finding:

@@ -77,6 +77,8 @@ class Engine:
             on_broken=on_broken,
         )
         self.reader = Reader(self.path, self.env)
+        self._long_reader = Reader(self.path, self.env)
+        """For reads of seconds: short ones do not wait behind them."""
         self.watchdog = Watchdog(settings.stuck_s, metrics.stalled)
 
     async def open(self) -> None:
@@ -89,6 +91,7 @@ class Engine:
     async def close(self) -> None:
         self.hub.close()
         await self.reader.close()
+        await self._long_reader.close()
         await self._writer.stop()
         self.watchdog.stop()
 
@@ -120,6 +123,9 @@ class Engine:
 
     async def read(self, read: Callable[[Deliveries], T]) -> T:
         return await self.reader.run(read)
+
+    async def read_long(self, read: Callable[[Deliveries], T]) -> T:
+        return await self._long_reader.run(read)
 
     def check_open(self) -> None:
         if self.draining:

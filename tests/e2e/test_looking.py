@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from halfmsg.coordinator import hub
+from halfmsg.coordinator import api_calls, doctor, hub
 from halfmsg.coordinator.service import looking
 from tests.support.serving import Served, eventually
 
@@ -139,3 +139,20 @@ async def test_look_at_a_key_goes_on_behind_many_others(coordinator: Served, mon
         seen.append([item["data"] for item in page["items"]])
         cursor = page["next"]
     assert seen == [[], [], [4]]
+
+
+async def test_doctor_keeps_nobody_waiting(coordinator: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check that takes its whole time holds up no other look, and no snapshot is held over two checks."""
+    endless = doctor.Invariant(
+        "endless", "P9", "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n WHERE i < 0", "never"
+    )
+    late = doctor.Invariant("late", "P9", "SELECT name FROM topic WHERE name = 'made_meanwhile'", "it sees what was made while the one before ran")
+    monkeypatch.setattr(doctor, "INVARIANTS", (endless, late))
+    monkeypatch.setattr(api_calls, "DOCTOR_STEPS_MAX", 40_000_000)
+    asked = asyncio.create_task(coordinator.call("GET", "/v1/doctor"))
+    status, _ = await coordinator.call("PUT", "/v1/topics/made_meanwhile", {"kind": "unordered"})
+    assert status == 201
+    assert (await coordinator.call("GET", "/v1/topics/made_meanwhile"))[0] == 200
+    assert not asked.done()
+    _, found = await asked
+    assert [(each["name"], each["ok"]) for each in found["items"]][:2] == [("endless", None), ("late", False)]
