@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import threading
 from typing import Any
 
 import pytest
 
-from halfmsg.coordinator import api_calls, doctor, hub
+from halfmsg.coordinator import doctor, hub
 from halfmsg.coordinator.service import looking
-from tests.support.serving import Served, eventually
+from tests.support.serving import DEADLINE_S, Served, eventually
 
 
 async def test_p2_lag_of_a_group_is_of_now(coordinator: Served) -> None:
@@ -143,16 +145,22 @@ async def test_look_at_a_key_goes_on_behind_many_others(coordinator: Served, mon
 
 async def test_doctor_keeps_nobody_waiting(coordinator: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """A check that takes its whole time holds up no other look, and no snapshot is held over two checks."""
-    endless = doctor.Invariant(
-        "endless", "P9", "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n WHERE i < 0", "never"
-    )
+    slow = doctor.Invariant("slow", "P9", "SELECT name FROM topic WHERE name IS NULL", "never")
     late = doctor.Invariant("late", "P9", "SELECT name FROM topic WHERE name = 'made_meanwhile'", "it sees what was made while the one before ran")
-    monkeypatch.setattr(doctor, "INVARIANTS", (endless, late))
-    monkeypatch.setattr(api_calls, "DOCTOR_STEPS_MAX", 40_000_000)
+    monkeypatch.setattr(doctor, "INVARIANTS", (slow, late))
+    check, begun, go = doctor.check, threading.Event(), threading.Event()
+
+    def slowly(conn: sqlite3.Connection, invariant: doctor.Invariant, **more: Any) -> doctor.Finding:
+        begun.set()
+        assert go.wait(DEADLINE_S)
+        return check(conn, invariant, **more)
+
+    monkeypatch.setattr(doctor, "check", slowly)
     asked = asyncio.create_task(coordinator.call("GET", "/v1/doctor"))
-    status, _ = await coordinator.call("PUT", "/v1/topics/made_meanwhile", {"kind": "unordered"})
-    assert status == 201
-    assert (await coordinator.call("GET", "/v1/topics/made_meanwhile"))[0] == 200
-    assert not asked.done()
+    await eventually(begun.is_set, "the first check")
+    async with asyncio.timeout(DEADLINE_S / 2):
+        assert (await coordinator.call("PUT", "/v1/topics/made_meanwhile", {"kind": "unordered"}))[0] == 201
+        assert (await coordinator.call("GET", "/v1/topics/made_meanwhile"))[0] == 200
+    go.set()
     _, found = await asked
-    assert [(each["name"], each["ok"]) for each in found["items"]][:2] == [("endless", None), ("late", False)]
+    assert [(each["name"], each["ok"]) for each in found["items"]][:2] == [("slow", True), ("late", False)]
