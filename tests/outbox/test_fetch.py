@@ -7,9 +7,9 @@ import asyncio
 from halfmsg import Client, Message
 from halfmsg.coordinator.app import Coordinator
 
+from .deliveries import inbox_of, take
 from .faults import deaf_proxy
 from .sides import Side
-from .test_inbox import inbox_of, take
 
 
 async def test_p2_p7_fetch_whose_answer_was_lost_is_not_overtaken(database: Side, coordinator: Coordinator, client: Client) -> None:
