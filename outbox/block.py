@@ -1,10 +1,12 @@
 """`transaction()`: opens the block, groups its messages into one halfmsg transaction, commits, and wakes the relay.
 
-The fence row is written at its end, over the rows that survived (R16): a savepoint inside takes its messages with it.
+Its fence is laid with the first message, and its digest written at its end, over the rows that survived (R16): a savepoint inside takes
+its messages with it. A body that ends the transaction by itself is seen at the block's end, by the mark that is gone.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
@@ -13,7 +15,7 @@ from halfmsg.txclient import Message, MessageOptions, UsageError
 
 from . import fence
 from .adapters import adapter_of
-from .effects import Abort, AsyncAdapter, Begin, Commit, Effect, Steps, SyncAdapter, run_async, run_sync
+from .effects import Abort, AsyncAdapter, Begin, Commit, Effect, Mark, Steps, SyncAdapter, Unmark, run_async, run_sync
 from .fence import Attempt
 
 if TYPE_CHECKING:
@@ -21,6 +23,12 @@ if TYPE_CHECKING:
 
 C = TypeVar("C")
 T = TypeVar("T")
+_OPEN: dict[int, Any] = {}
+"""Connection (its identity): the block that is open on it. A second one would share its transaction, and end it."""
+
+
+def open_block(conn: object) -> _Tx[Any] | None:
+    return _OPEN.get(id(conn))
 
 
 class _Tx(Generic[C]):
@@ -37,6 +45,23 @@ class _Tx(Generic[C]):
         self._ended = False
         self._failed: BaseException | None = None
 
+    def fail(self, error: BaseException) -> None:
+        """What was raised inside it and may be swallowed: the block ends with it (R8)."""
+        self._failed = self._failed or error
+
+    def failing(self, steps: Steps[T]) -> Steps[T]:
+        """Steps of a fence or a publish on the block's own connection. Their error ends its transaction; what the body writes after it must
+        not commit by itself, and a savepoint around it must not make it good again.
+        """
+        try:
+            return (yield from steps)
+        except BaseException as error:
+            self.fail(error)
+            if self._outbox._home.dialect == "sqlite":
+                with contextlib.suppress(Exception):
+                    yield Begin()
+            raise
+
     def _add(self, messages: list[Message]) -> Steps[list[Receipt]]:
         from .outbox import check_size, receipts_of
 
@@ -50,7 +75,7 @@ class _Tx(Generic[C]):
             adding = fence.add(self._outbox._home.tables, self._attempt, messages, first, self._source)
             meta, drawn = yield from self._while_open(adding)
         except BaseException as error:  # not ended here: what the caller writes after it must fall with the block, not commit by itself
-            self._failed = error
+            self.fail(error)
             raise
         self._source = meta.source
         return receipts_of(self._attempt.id, drawn)
@@ -128,20 +153,37 @@ class Block(Generic[C]):
             raise UsageError("wrong_colour", f"this connection needs `{'with' if is_async else 'async with'} outbox.transaction(conn)`")
         return adapter
 
+    def _enter(self, tx_type: Any) -> None:
+        """From here on nobody else opens one on this connection."""
+        conn = self._adapter.conn
+        if _is_in_transaction(self._adapter) or id(conn) in _OPEN:
+            raise UsageError("already_in_transaction", "a transaction is open on this connection already; use outbox.publish(conn, …) inside it")
+        self._tx = _OPEN[id(conn)] = tx_type(self._outbox, conn)
+
+    def _leave(self) -> None:
+        """Its transaction is over, and the connection not yet given to anybody else."""
+        if self._tx is not None:
+            del _OPEN[id(self._adapter.conn)]
+
+    def _wake(self) -> None:
+        if self._outbox._relay is not None:
+            self._outbox._relay.wake()
+
     # --- async ---
 
     async def __aenter__(self) -> AsyncTx[C]:
         own = self._on is None
         self._adapter = await self._outbox._home.take() if own else self._adapter_of(self._on, is_async=True)
         try:
-            await run_async(_begin(self._adapter), self._adapter)
+            self._enter(AsyncTx)
+            await run_async(_begin(), self._adapter)
         except BaseException:
+            self._leave()
             if own:
                 await self._outbox._home.give(self._adapter, broken=True)
-            elif _is_aborted(self._adapter):
+            elif self._tx is not None and _is_aborted(self._adapter):
                 await self._adapter.conn.rollback()
             raise
-        self._tx = AsyncTx(self._outbox, self._adapter.conn)
         return self._tx  # type: ignore[no-any-return]
 
     async def __aexit__(self, t: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None, /) -> None:
@@ -151,6 +193,7 @@ class Block(Generic[C]):
             await run_async(_end(self._outbox, self._tx, e), adapter)
             whole = True
         finally:
+            self._leave()
             if self._on is None:
                 await self._outbox._home.give(adapter, broken=not whole, lent=True)
             elif _is_aborted(adapter):
@@ -163,14 +206,15 @@ class Block(Generic[C]):
         own = self._on is None
         self._adapter = self._outbox._home.take_sync() if own else self._adapter_of(self._on, is_async=False)
         try:
-            run_sync(_begin(self._adapter), self._adapter)
+            self._enter(SyncTx)
+            run_sync(_begin(), self._adapter)
         except BaseException:
+            self._leave()
             if own:
                 self._outbox._home.give_sync(self._adapter, broken=True)
-            elif _is_aborted(self._adapter):
+            elif self._tx is not None and _is_aborted(self._adapter):
                 self._adapter.conn.rollback()
             raise
-        self._tx = SyncTx(self._outbox, self._adapter.conn)
         return self._tx  # type: ignore[no-any-return]
 
     def __exit__(self, t: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None, /) -> None:
@@ -180,22 +224,18 @@ class Block(Generic[C]):
             run_sync(_end(self._outbox, self._tx, e), adapter)
             whole = True
         finally:
+            self._leave()
             if self._on is None:
                 self._outbox._home.give_sync(adapter, broken=not whole, lent=True)
             elif _is_aborted(adapter):
                 adapter.conn.rollback()
             self._wake()
 
-    def _wake(self) -> None:
-        if self._outbox._relay is not None:
-            self._outbox._relay.wake()
 
-
-def _begin(adapter: Any) -> Steps[None]:
-    if _is_in_transaction(adapter):
-        raise UsageError("already_in_transaction", "a transaction is open on this connection already; use outbox.publish(conn, …) inside it")
+def _begin() -> Steps[None]:
     try:
         yield Begin()
+        yield Mark()
     except BaseException:
         yield Abort()  # cancelled, and the database has begun: the caller's connection must not keep the lock
         raise
@@ -209,7 +249,7 @@ def _is_aborted(adapter: Any) -> bool:
 def _is_in_transaction(adapter: Any) -> bool:
     if adapter.dialect == "sqlite":
         return bool(adapter.conn.in_transaction)
-    return bool(adapter.conn.info.transaction_status.name != "IDLE")
+    return adapter.conn.info.transaction_status.name not in ("IDLE", "UNKNOWN")  # UNKNOWN: the connection is lost, which BEGIN says best
 
 
 def _end(outbox: Outbox, tx: Any, error: BaseException | None) -> Steps[None]:
@@ -220,6 +260,7 @@ def _end(outbox: Outbox, tx: Any, error: BaseException | None) -> Steps[None]:
         return
     try:
         tx._check_end()
+        yield Unmark()
         if tx._count:
             yield from fence.close(outbox._home.tables, tx._attempt, tx._source)
         yield Commit()

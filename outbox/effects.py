@@ -30,6 +30,14 @@ class Begin(Struct, frozen=True):
     """Open a transaction: on SQLite IMMEDIATE, since a deferred one that read first fails at its first write."""
 
 
+class Mark(Struct, frozen=True):
+    """A savepoint at the start of a transaction that user code gets: its end tells whether that code has ended it, and perhaps begun another."""
+
+
+class Unmark(Struct, frozen=True):
+    """The transaction that was marked is still the one that is open. Raises TransactionEnded where it is not."""
+
+
 class Commit(Struct, frozen=True):
     pass
 
@@ -42,7 +50,7 @@ class Reset(Struct, frozen=True):
     """Put back what user code may have set on a connection of ours, outside of any transaction: factories; on a server the session."""
 
 
-Effect = Sql | Check | Begin | Commit | Abort | Reset
+Effect = Sql | Check | Begin | Mark | Unmark | Commit | Abort | Reset
 Steps = Generator[Effect, Any, T]
 
 

@@ -12,6 +12,13 @@ class NotInTransaction(UsageError):
         super().__init__("not_in_transaction", text)
 
 
+class TransactionEnded(UsageError):
+    """The transaction of a block was committed or rolled back inside it. What was written after that is undone, where it could be."""
+
+    def __init__(self, text: str = "the transaction of this block was committed or rolled back inside it; leave that to the block") -> None:
+        super().__init__("transaction_ended", text)
+
+
 class Fenced(HalfmsgError):
     """Too late: a check-back has already ruled "rolled back". Your transaction is ended; run it anew, with a new id (R8)."""
 

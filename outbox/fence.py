@@ -128,7 +128,7 @@ def write_out(tables: Tables, attempt: Attempt, drawn: Iterable[Drawn]) -> Steps
         yield tables.sql("out_put", attempt.id, each.index, message.topic, key, each.sequence, kept, body)
 
 
-def lay(tables: Tables, attempt: Attempt, meta: Meta, digest: bytes) -> Steps[None]:
+def lay(tables: Tables, attempt: Attempt, meta: Meta, digest: bytes | None) -> Steps[None]:
     """The fence row. Raises Fenced (a tombstone is there, or the mark is too old) or AlreadyCommitted (our own row is)."""
     mark = meta.purged_before if attempt.mark is None else attempt.mark
     unsent = None if attempt.stored else QUEUED
@@ -160,23 +160,34 @@ def publish(tables: Tables, attempt: Attempt, messages: Sequence[Message], sourc
 
 
 def add(tables: Tables, attempt: Attempt, messages: Sequence[Message], first_index: int, source: bytes | None) -> Steps[tuple[Meta, list[Drawn]]]:
-    """More messages of a block; its fence row comes at the end (`close`)."""
+    """More messages of a block. Its fence is laid with the first of them, so that no commit has rows without it, whoever commits; what
+    it stands for (its digest) is written when the block ends (`close`).
+    """
     meta = yield from enter(tables, source)
+    laid: Rows = yield tables.sql("verdict", attempt.id)  # none: this is the first, or a savepoint took the first ones with it
+    if not laid:
+        yield from lay(tables, attempt, meta, None)
     drawn = yield from draw(tables, messages, first_index)
     yield from write_out(tables, attempt, drawn)
     return meta, drawn
 
 
-def close(tables: Tables, attempt: Attempt, source: bytes | None) -> Steps[bool]:
-    """The fence of a block, over the rows that survived to its end: rows, never memory (R16). False: nothing is left to send.
+def close(tables: Tables, attempt: Attempt, source: bytes | None) -> Steps[None]:
+    """What the fence of a block stands for: the rows that survived to its end, rows, never memory (R16).
 
     `source`: where its messages were written. Looked for in other tables (a search path that was set since), none would be left.
     """
     meta = yield from our_meta(tables, source)
     rows: Rows = yield tables.sql("numbers_of", attempt.id)
     if rows:
-        yield from lay(tables, attempt, meta, transaction_digest([_decode_kept(row[2]).digest for row in rows]))
-    return bool(rows)
+        digest = _digest_of(row[2] for row in rows)
+        laid: Rows = yield tables.sql("close_fence", digest, attempt.id)
+        if not laid:
+            yield from lay(tables, attempt, meta, digest)
+
+
+def _digest_of(kept: Iterable[bytes]) -> bytes:
+    return transaction_digest([_decode_kept(each).digest for each in kept])
 
 
 # --- afterwards, on the library's own connection -----------------------------------------------------------------------------
@@ -201,7 +212,8 @@ def read_fate(tables: Tables, id: bytes) -> Steps[Fate]:
     numbers: list[int | None] = [None] * (1 + max((row[0] for row in numbered), default=-1))
     for index, sequence, _ in numbered:
         numbers[index] = sequence
-    return Fate(COMMITTED, bytes(rows[0][1]), tuple(numbers))
+    digest = bytes(rows[0][1]) if rows[0][1] is not None else _digest_of(row[2] for row in numbered)  # None: its block was ended inside
+    return Fate(COMMITTED, digest, tuple(numbers))
 
 
 def lay_tombstone(tables: Tables, id: bytes, mark: int) -> Steps[Fate]:
@@ -247,7 +259,7 @@ def read_unsent(tables: Tables, limit: int, bytes_max: int, after: tuple[int, by
     heads: Rows = yield tables.sql("unsent", *after, limit)
     for id, digest, mark in heads:
         rows: Rows = yield tables.sql("out_of", bytes(id))
-        found.append(Unsent(bytes(id), bytes(digest), mark, tuple(rows)))
+        found.append(Unsent(bytes(id), _digest_of(row[4] for row in rows) if digest is None else bytes(digest), mark, tuple(rows)))
         size += found[-1].body_bytes
         if size >= bytes_max:
             break

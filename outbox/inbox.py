@@ -20,7 +20,8 @@ from halfmsg.txclient._handlers import call_blocking, is_async
 
 from . import _clock, fence, inbox_rules
 from .adapters import adapter_of
-from .effects import Abort, AsyncAdapter, Begin, Commit, Rows, Steps, SyncAdapter, ending, run_async, run_sync
+from .effects import Abort, AsyncAdapter, Begin, Commit, Mark, Rows, Steps, SyncAdapter, Unmark, ending, run_async, run_sync
+from .errors import TransactionEnded
 from .home import Home
 from .inbox_rules import Claim
 from .outbox import AwaitsExecute
@@ -116,12 +117,12 @@ class Inbox:
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and (task := asyncio.current_task()) is not None and task.cancelling():
                 raise  # not the handler's: this delivery is torn down
-            half_done = await self._is_committed(delivery) if at_work else False
+            claimed = await self._is_committed(delivery) if at_work else None
             whole = await self._undo(adapter)
-            if half_done is None and whole:
-                half_done = await run_async(is_claimed(self._home.tables, delivery), adapter)
-            if half_done:
-                raise _half_done(error) from error
+            if claimed is None and whole and (at_work or isinstance(error, _Ended)):
+                claimed = await run_async(is_claimed(self._home.tables, delivery), adapter)
+            if (told := _told(error, claimed=bool(claimed))) is not error:
+                raise told from error
             raise
         finally:
             await self._home.give(adapter, broken=not whole, lent=True)
@@ -166,12 +167,12 @@ class Inbox:
                 run_sync(_commit(adapter), adapter)
                 whole = True
             except (Exception, asyncio.CancelledError) as error:  # a thread is not cancelled: one that is raised here is the handler's
-                half_done = self._is_committed_sync(delivery) if at_work else False
+                claimed = self._is_committed_sync(delivery) if at_work else None
                 whole = self._undo_sync(adapter)
-                if half_done is None and whole:
-                    half_done = run_sync(is_claimed(self._home.tables, delivery), adapter)
-                if half_done:
-                    raise _half_done(error) from error
+                if claimed is None and whole and (at_work or isinstance(error, _Ended)):
+                    claimed = run_sync(is_claimed(self._home.tables, delivery), adapter)
+                if (told := _told(error, claimed=bool(claimed))) is not error:
+                    raise told from error
                 raise
             finally:
                 self._home.give_sync(adapter, broken=not whole, lent=True)
@@ -199,6 +200,7 @@ class Inbox:
 
     def _open(self, delivery: Delivery) -> Steps[bool]:
         yield Begin()
+        yield Mark()
         return (yield from self._claim_in(delivery, delivery.group))
 
     async def aclose(self) -> None:
@@ -209,6 +211,14 @@ class Inbox:
         self._home.close_sync()
 
 
+class _Ended(Exception):
+    """The handler has ended its transaction by itself, and returned. `anew`: it has begun another, which is undone."""
+
+    def __init__(self, *, anew: bool) -> None:
+        super().__init__("handler_ended_transaction")
+        self.anew = anew
+
+
 def _is_open(adapter: Any) -> bool:
     conn = adapter.conn
     return bool(conn.in_transaction if adapter.dialect == "sqlite" else conn.info.transaction_status.name in ("INTRANS", "INERROR"))
@@ -216,14 +226,25 @@ def _is_open(adapter: Any) -> bool:
 
 def _commit(adapter: Any) -> Steps[None]:
     """The handler must have left the transaction open, else its effect and the claim were not one commit."""
-    if not _is_open(adapter):
-        raise UsageError("handler_ended_transaction", "the handler committed or rolled back by itself; leave that to the Consumer")
+    try:
+        yield Unmark()
+    except TransactionEnded as error:
+        raise _Ended(anew=_is_open(adapter)) from error
     yield Commit()
 
 
-def _half_done(error: BaseException) -> Reject:
-    """The claim went with the handler's own commit: delivered again it would be a repeat, acked, and the rest of its effect gone unseen (P2)."""
-    return Reject(f"handler_ended_transaction: it committed by itself and then failed; what came after its commit is undone: {error!r}")
+def _told(error: BaseException, *, claimed: bool) -> BaseException:
+    """What a failed delivery is, where its claim is `claimed`: committed by the handler itself."""
+    if isinstance(error, _Ended):
+        if claimed and not error.anew:  # all of it is committed: its repeat is a duplicate
+            return UsageError("handler_ended_transaction", "the handler committed by itself; leave that to the Consumer")
+        did = "committed by itself; what it did after that is undone" if claimed else "rolled back by itself; what it did after that may be done"
+        # Delivered again the one would be acked unseen (P2), the other done once more (P6).
+        return Reject(f"handler_ended_transaction: it {did}")
+    if claimed:
+        # The claim went with the handler's own commit: delivered again it would be a repeat, acked, and the rest of its effect gone unseen (P2).
+        return Reject(f"handler_ended_transaction: it committed by itself and then failed; what came after its commit is undone: {error!r}")
+    return error
 
 
 def _abort() -> Steps[None]:

@@ -133,10 +133,14 @@ class Outbox:
 
     def run_on(self, on: Any, steps: Steps[T], then: Callable[[T], Any]) -> Any:
         """Run on the user's connection, in its colour."""
+        from .block import open_block
+
         adapter = adapter_of(on)
         if adapter.dialect != self._home.dialect:
             steps.close()
             raise UsageError("other_database", f"the connection is {adapter.dialect}, the Outbox's database is {self._home.dialect}")
+        if (block := open_block(adapter.conn)) is not None:
+            steps = block.failing(steps)
         if adapter.is_async:
             return _run_async(steps, adapter, then)
         return then(run_sync(steps, adapter))

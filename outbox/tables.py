@@ -45,6 +45,7 @@ _SQL: Final = {
     "numbers_of": "SELECT idx, seq, meta FROM {p}out WHERE tx_id = ? ORDER BY idx",
     "who": "SELECT tx_id FROM {p}out WHERE topic = ? AND okey = ? AND seq = ?",
     "verdict": "SELECT verdict, digest FROM {p}tx WHERE id = ?",
+    "close_fence": "UPDATE {p}tx SET digest = ? WHERE id = ? AND verdict = 1 RETURNING 1",
     "unsent": "SELECT id, digest, mark FROM {p}tx WHERE unsent = 1 AND (mark, id) > (?, ?) ORDER BY mark, id LIMIT ?",
     "refused": "SELECT id, refused FROM {p}tx WHERE unsent = 2 ORDER BY mark, id LIMIT ?",
     "sent": "UPDATE {p}tx SET unsent = NULL WHERE id = ? AND unsent = 1",

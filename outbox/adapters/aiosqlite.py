@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Literal, TypeVar
 
 import aiosqlite
 
-from ..effects import Abort, Begin, Check, Commit, Effect, Reset, Sql
+from ..effects import Abort, Begin, Check, Commit, Effect, Mark, Reset, Sql, Unmark
 from ..errors import NotInTransaction
-from .sqlite import NOT_OPEN, commits_by_sql, is_open
+from .sqlite import MARK, NOT_OPEN, UNMARK, commits_by_sql, is_open, meaning_of_unmark
 
 T = TypeVar("T")
 
@@ -62,6 +63,13 @@ class AiosqliteAdapter:
                 raise NotInTransaction(NOT_OPEN.replace("sqlite3", "aiosqlite").replace("with outbox", "async with outbox"))
         elif isinstance(effect, Begin):
             await finished(self._run("BEGIN IMMEDIATE", ()))
+        elif isinstance(effect, Mark):
+            await finished(self._run(MARK, ()))
+        elif isinstance(effect, Unmark):
+            try:
+                await finished(self._run(UNMARK, ()))
+            except sqlite3.OperationalError as error:
+                raise meaning_of_unmark(error) from error
         elif isinstance(effect, Commit):
             await finished(self._end("COMMIT", self.conn.commit))
         elif isinstance(effect, Abort) and self.conn.in_transaction:

@@ -10,8 +10,8 @@ from psycopg.rows import tuple_row
 
 from halfmsg.txclient import UsageError
 
-from ..effects import Abort, Begin, Check, Commit, Effect, Reset, Sql
-from ..errors import NotInTransaction
+from ..effects import Abort, Begin, Check, Commit, Effect, Mark, Reset, Sql, Unmark
+from ..errors import NotInTransaction, TransactionEnded
 
 NOT_OPEN = "no transaction is open on this psycopg connection (it is in autocommit); use `with conn.transaction()`, or autocommit=False"
 ABORT = "DO $$ BEGIN RAISE EXCEPTION 'halfmsg ended this transaction' USING ERRCODE = 'HM001'; END $$"
@@ -19,6 +19,11 @@ ABORT = "DO $$ BEGIN RAISE EXCEPTION 'halfmsg ended this transaction' USING ERRC
 
 
 SWALLOWED = "an error in this transaction was swallowed, so the server would answer this COMMIT with a rollback; nothing of it is committed"
+
+
+MARK: Final = "SAVEPOINT halfmsg_block"
+UNMARK: Final = "RELEASE SAVEPOINT halfmsg_block"
+MARK_IS_GONE: Final = (psycopg.errors.InvalidSavepointSpecification, psycopg.errors.NoActiveSqlTransaction)
 
 
 def refuse_aborted(conn: Any) -> None:
@@ -67,6 +72,10 @@ class PsycopgAdapter:
         elif isinstance(effect, Begin):
             if self.conn.autocommit:
                 self._run(begin_of(self.conn), ())
+        elif isinstance(effect, Mark):
+            self._run(MARK, ())
+        elif isinstance(effect, Unmark):
+            self._unmark()
         elif isinstance(effect, Commit):
             self._sync()
             refuse_aborted(self.conn)
@@ -83,6 +92,14 @@ class PsycopgAdapter:
             cursor.execute(_text(text), args or None, prepare=False)
             self._sync()
             return cursor.fetchall() if cursor.description else []
+
+    def _unmark(self) -> None:
+        self._sync()
+        refuse_aborted(self.conn)
+        try:
+            self._run(UNMARK, ())
+        except MARK_IS_GONE as error:
+            raise TransactionEnded() from error
 
     def _sync(self) -> None:
         if is_piped(self.conn):
@@ -118,6 +135,10 @@ class AsyncPsycopgAdapter:
         elif isinstance(effect, Begin):
             if self.conn.autocommit:
                 await self._run(begin_of(self.conn), ())
+        elif isinstance(effect, Mark):
+            await self._run(MARK, ())
+        elif isinstance(effect, Unmark):
+            await self._unmark()
         elif isinstance(effect, Commit):
             await self._sync()
             refuse_aborted(self.conn)
@@ -134,6 +155,14 @@ class AsyncPsycopgAdapter:
             await cursor.execute(_text(text), args or None, prepare=False)
             await self._sync()
             return await cursor.fetchall() if cursor.description else []
+
+    async def _unmark(self) -> None:
+        await self._sync()
+        refuse_aborted(self.conn)
+        try:
+            await self._run(UNMARK, ())
+        except MARK_IS_GONE as error:
+            raise TransactionEnded() from error
 
     async def _sync(self) -> None:
         if is_piped(self.conn):

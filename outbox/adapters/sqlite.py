@@ -5,13 +5,21 @@ from __future__ import annotations
 import sqlite3
 from typing import Any, Literal
 
-from ..effects import Abort, Begin, Check, Commit, Effect, Reset, Sql
-from ..errors import NotInTransaction
+from ..effects import Abort, Begin, Check, Commit, Effect, Mark, Reset, Sql, Unmark
+from ..errors import NotInTransaction, TransactionEnded
 
 NOT_OPEN = (
     "no transaction is open on this sqlite3 connection; `with conn:` opens none until the first write. "
     "Say BEGIN IMMEDIATE first, or use `with outbox.transaction() as tx`"
 )
+
+
+MARK = "SAVEPOINT halfmsg_block"
+UNMARK = "RELEASE halfmsg_block"
+
+
+def meaning_of_unmark(error: sqlite3.OperationalError) -> Exception:
+    return TransactionEnded() if "no such savepoint" in str(error) else error
 
 
 def is_open(conn: Any) -> bool:
@@ -40,6 +48,13 @@ class SqliteAdapter:
                 raise NotInTransaction(NOT_OPEN)
         elif isinstance(effect, Begin):
             self._run("BEGIN IMMEDIATE", ())
+        elif isinstance(effect, Mark):
+            self._run(MARK, ())
+        elif isinstance(effect, Unmark):
+            try:
+                self._run(UNMARK, ())
+            except sqlite3.OperationalError as error:
+                raise meaning_of_unmark(error) from error
         elif isinstance(effect, Commit):
             self._run("COMMIT", ()) if commits_by_sql(self.conn) else self.conn.commit()
         elif isinstance(effect, Abort) and self.conn.in_transaction:

@@ -106,13 +106,46 @@ async def test_p2_handler_that_only_makes_a_coroutine_is_not_done(side: Side) ->
     assert side.count("business") == 1
 
 
-@pytest.mark.parametrize("ends", ["commit", "rollback"])
-async def test_handler_that_ends_its_transaction_is_an_error(side: Side, ends: str) -> None:
-    """A handler that commits or rolls back by itself breaks the one commit: handler_ended_transaction."""
+async def test_handler_that_commits_at_its_end_is_an_error(side: Side) -> None:
+    """It breaks the one commit: handler_ended_transaction. All of it is committed, so its repeat is a duplicate."""
+    delivery, commits = unordered(), handler_of(side, lambda delivery, conn: conn.commit())
     async with inbox_of(side) as inbox:
         with pytest.raises(UsageError) as caught:
-            await inbox.run(unordered(), handler_of(side, lambda delivery, conn: getattr(conn, ends)()))
+            await inbox.run(delivery, commits)
+        await inbox.run(delivery, commits)
     assert caught.value.code == "handler_ended_transaction"
+
+
+@pytest.mark.parametrize("ends", ["commit", "rollback"])
+@pytest.mark.parametrize("anew", [False, True], ids=["goes on", "begins anew"])
+@pytest.mark.parametrize("delivery", [unordered(), ordered(1)], ids=["unordered", "ordered"])
+async def test_p6_handler_that_ends_its_transaction_and_goes_on_is_not_run_again(side: Side, delivery: Delivery, ends: str, anew: bool) -> None:
+    """What a handler does behind its own rollback has no claim, and delivered again it would be done again; what it does behind its own
+    commit, in a transaction that it left open, is undone, and delivered again it would be passed over. A person has to look.
+    """
+
+    async def colourful(delivery: Delivery, conn: Any) -> None:
+        await getattr(conn, ends)()
+        if anew:
+            await conn.execute("BEGIN")
+        await side_insert(side, conn, delivery.id)
+
+    def plain(delivery: Delivery, conn: Any) -> None:
+        getattr(conn, ends)()
+        if anew:
+            conn.execute("BEGIN")
+        side_insert(side, conn, delivery.id)
+
+    async with inbox_of(side) as inbox:
+        if ends == "commit" and not anew:  # on a connection of the library's each statement is then a commit of its own
+            with pytest.raises(UsageError, match="handler_ended_transaction"):
+                await inbox.run(delivery, colourful if side.is_async else plain)
+            assert side.count("business") == 1
+            await inbox.run(delivery, colourful if side.is_async else plain)
+        else:
+            with pytest.raises(Reject, match="handler_ended_transaction"):
+                await inbox.run(delivery, colourful if side.is_async else plain)
+    assert side.count("business") == (0 if anew else 1)
 
 
 @pytest.mark.parametrize("delivery", [unordered(), ordered(1), ordered(1, redriven=True)], ids=["unordered", "ordered", "redriven"])
