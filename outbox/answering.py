@@ -25,8 +25,12 @@ def as_answer(fate: Fate) -> Answer | None:
     return Answer(Verdict.ROLLED_BACK)
 
 
-def read_positive(tables: Tables, questions: Sequence[Question], source: bytes, in_time: Callable[[], bool]) -> Steps[dict[str, Answer]]:
-    """The rows that are there, while there is time. A question for another database decides nothing: it is left out (R7)."""
+def read_positive(tables: Tables, questions: Sequence[Question], in_time: Callable[[], bool]) -> Steps[tuple[bytes, dict[str, Answer]]]:
+    """(which database this is now, the rows that are there, while there is time). A question for another database decides nothing (R7).
+
+    Asked each time: behind one URL may stand another database tomorrow, and what this one says nothing of is no "rolled back".
+    """
+    source = (yield from fence.read_meta(tables)).source
     found: dict[str, Answer] = {}
     for question in questions:
         if not in_time():  # a database far away: what was found is an answer, and comes before the asker has gone (R28)
@@ -38,19 +42,23 @@ def read_positive(tables: Tables, questions: Sequence[Question], source: bytes, 
         answer = as_answer(fate)
         if answer is not None:
             found[question.id] = answer
-    return found
+    return source, found
 
 
-def rule(tables: Tables, question: Question) -> Steps[Answer | None]:
+def rule(tables: Tables, question: Question, source: bytes | None) -> Steps[Answer | None]:
     """Lay the tombstone of an absent one; in a transaction of its own with a lock wait of 50 ms. None: nothing may be said (R3)."""
     raw = raw_id(question.id)
     if raw is None:
         return None
-    return as_answer((yield from lay(tables, raw, question.mark)))
+    return as_answer((yield from lay(tables, raw, question.mark, source)))
 
 
-def lay(tables: Tables, id: bytes, mark: int) -> Steps[Fate]:
-    """`fence.lay_tombstone` that waits 50 ms at most for who holds the row; on SQLite the connection's busy time is that."""
+def lay(tables: Tables, id: bytes, mark: int, source: bytes | None) -> Steps[Fate]:
+    """`fence.lay_tombstone` that waits 50 ms at most for who holds the row; on SQLite the connection's busy time is that.
+
+    Raises UsageError(other_database) where this is not `source` (any more): what is absent there says nothing.
+    """
+    yield from fence.our_meta(tables, source)
     if tables.dialect == "postgresql":
         yield tables.sql("lock_wait")
     return (yield from fence.lay_tombstone(tables, id, mark))

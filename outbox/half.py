@@ -152,7 +152,7 @@ class Half:
 
     async def _rule(self) -> Fate:
         outbox = self._outbox
-        steps = answering.lay(outbox._home.tables, self._attempt.id, self._attempt.mark or 0)
+        steps = answering.lay(outbox._home.tables, self._attempt.id, self._attempt.mark or 0, outbox._source)
         async with outbox._home.impatient() as adapter:
             return await run_async(own_transaction(steps), adapter)
 

@@ -9,7 +9,7 @@ import inspect
 import logging
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any, Final, overload
@@ -105,10 +105,12 @@ class Inbox:
         return self._gates.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(1))
 
     async def _run_async(self, delivery: Delivery, handler: Any) -> None:
-        adapter = await self._home.take()
+        with _beginning():
+            adapter = await self._home.take()
         whole = at_work = False
         try:
-            at_work = await run_async(self._open(delivery), adapter)
+            with _beginning():
+                at_work = await run_async(self._open(delivery), adapter)
             if at_work:
                 await handler(delivery, adapter.conn)
             at_work = False
@@ -157,10 +159,12 @@ class Inbox:
 
     def _run_sync(self, delivery: Delivery, handler: Any) -> None:
         with self._gate if self._home.dialect == "sqlite" else contextlib.nullcontext():
-            adapter = self._home.take_sync()
+            with _beginning():
+                adapter = self._home.take_sync()
             whole = at_work = False
             try:
-                at_work = run_sync(self._open(delivery), adapter)
+                with _beginning():
+                    at_work = run_sync(self._open(delivery), adapter)
                 if at_work:
                     call_blocking(handler, delivery, adapter.conn)
                 at_work = False
@@ -199,9 +203,17 @@ class Inbox:
         return True
 
     def _open(self, delivery: Delivery) -> Steps[bool]:
+        """Its errors cost no attempt: no handler has begun. A claim that waits for another's transaction (of a host that is gone, perhaps, which
+        a server may notice after hours) gives its place back.
+        """
         yield Begin()
         yield Mark()
-        return (yield from self._claim_in(delivery, delivery.group))
+        if self._home.dialect != "postgresql":
+            return (yield from self._claim_in(delivery, delivery.group))
+        yield self._home.tables.sql("claim_wait")
+        mine = yield from self._claim_in(delivery, delivery.group)
+        yield self._home.tables.sql("claim_waited")
+        return mine
 
     async def aclose(self) -> None:
         threads, self._threads = self._threads, None
@@ -245,6 +257,17 @@ def _told(error: BaseException, *, claimed: bool) -> BaseException:
         # The claim went with the handler's own commit: delivered again it would be a repeat, acked, and the rest of its effect gone unseen (P2).
         return Reject(f"handler_ended_transaction: it committed by itself and then failed; what came after its commit is undone: {error!r}")
     return error
+
+
+@contextlib.contextmanager
+def _beginning() -> Iterator[None]:
+    """The database is away, or locked: no handler has seen the message, so no attempt was made. What the inbox itself says stands."""
+    try:
+        yield
+    except (Retry, Reject, UsageError):
+        raise
+    except Exception as error:
+        raise Retry(f"not_begun: {type(error).__name__}: {error}", counts=False) from error
 
 
 def _abort() -> Steps[None]:

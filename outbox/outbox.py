@@ -198,10 +198,13 @@ class Outbox:
     async def decide(self, questions: Sequence[Question], /) -> Mapping[str, Answer]:
         """What became of these: final rows first, then a tombstone for each absent one, within 4 s; the rest is left out (R28)."""
         deadline = _clock.monotonic() + answering.BUDGET_S
-        await self._load_source()
-        source = self._source or b""
-        reading = answering.read_positive(self._home.tables, questions, source, lambda: _clock.monotonic() < deadline)
-        found = await self._home.run(reading)
+        reading = answering.read_positive(self._home.tables, questions, lambda: _clock.monotonic() < deadline)
+        source, found = await self._home.run(reading)
+        self._source = self._source or source
+        if source != self._source:
+            words = "outbox %s: its URL leads to another database now: %s, and no longer %s; nothing is answered"
+            log.error(words, self.name, source.hex(), self.source_id)
+            return {}
         absent = [q for q in questions if q.id not in found and (q.source is None or q.source == source.hex())]
         if absent:
             try:
@@ -221,7 +224,7 @@ class Outbox:
 
     async def _rule(self, adapter: AsyncAdapter, question: Question) -> Answer | None:
         try:
-            return await run_async(own_transaction(answering.rule(self._home.tables, question)), adapter)
+            return await run_async(own_transaction(answering.rule(self._home.tables, question, self._source)), adapter)
         except Exception as error:
             if not answering.is_locked(error):
                 raise

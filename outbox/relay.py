@@ -190,6 +190,8 @@ class Relay:
         timeout_s = self._client.timeout_s + size / SLOW_LINE_BYTES_S
         results = await asyncio.gather(*(self._hand_over(row, timeout_s) for row in waiting), return_exceptions=True)
         await self._mark(waiting, results, report)
+        if all(isinstance(result, HalfmsgError) and not is_refusal(result) for result in results):
+            await self.release_lanes()  # what only this relay is refused, or cannot reach, another one may hand over
         _raise_cancelled(results)
 
     async def _next_rows(self) -> list[Unsent]:
@@ -204,7 +206,11 @@ class Relay:
 
     async def _hand_over(self, row: Unsent, timeout_s: float) -> None:
         """Each row by itself, so that one that cannot even be read holds up nobody else. All of a pass share one line: their time is that of all."""
-        await self._client.op(self._submit(row), timeout=timeout_s)
+        try:
+            op = self._submit(row)
+        except Exception as error:
+            raise _Unreadable(error) from error
+        await self._client.op(op, timeout=timeout_s)
 
     def _submit(self, row: Unsent) -> dict[str, Any]:
         return {
@@ -218,11 +224,12 @@ class Relay:
             if not isinstance(result, BaseException):
                 effects.append(self._home.tables.sql("sent", row.id))
                 report.submitted += 1
-            elif isinstance(result, ApiError) and is_refusal(result):
+            elif isinstance(result, HalfmsgError) and is_refusal(result):
                 effects.append(self._home.tables.sql("refuse", result.code, row.id))
                 report.refused += 1
-                words = "relay: %s is set aside, the coordinator refuses it: %s; mend that, then: halfmsg outbox retry URL"
-                log.error(words, fence.id_text(row.id), result)
+                words = "relay: %s is set aside, %s: %s; mend that, then: halfmsg outbox retry URL"
+                who = "it cannot be read" if isinstance(result, _Unreadable) else "the coordinator refuses it"
+                log.error(words, fence.id_text(row.id), who, result)
             else:
                 report.waiting += 1
                 self._say_why(result)
@@ -256,8 +263,17 @@ REASONS_MAX: Final = 100
 """Of reasons that are told; a text that changes each time must fill neither memory nor log."""
 
 
-def is_refusal(error: ApiError) -> bool:
+class _Unreadable(HalfmsgError):
+    """A row of ours that is no message (any more)."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__("unreadable", f"{type(error).__name__}: {error}")
+
+
+def is_refusal(error: HalfmsgError) -> bool:
     """Is it said of this very content, for ever (R23)? A 5xx, a token that is not taken, a refusal of the connection are not."""
+    if not isinstance(error, ApiError):
+        return isinstance(error, _Unreadable)
     return 400 <= error.status < 500 and not isinstance(error, Busy) and error.code not in AGAIN
 
 

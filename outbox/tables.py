@@ -88,6 +88,8 @@ _BY_DIALECT: Final[dict[Dialect, dict[str, str]]] = {
         "key_last": "SELECT last FROM {p}key WHERE grp = ? AND generation = ? AND source = ? AND topic = ? AND okey = ? FOR UPDATE",
         "exists": "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema() AND table_name LIKE ?",
         "lock_wait": "SET LOCAL lock_timeout = '50ms'",
+        "claim_wait": "SET LOCAL lock_timeout = '2s'",
+        "claim_waited": "SET LOCAL lock_timeout TO DEFAULT",
     },
 }
 _TOMBSTONE: Final = (

@@ -405,3 +405,31 @@ async def test_p6_nothing_is_acked_before_its_handler_has_committed(database: Si
     assert (consumer.counts["retried"], database.count("business")) == (1, 1)
     consumer.stop()
     await serving
+
+
+async def test_p2_what_fails_before_the_handler_costs_no_attempt(side: Side) -> None:
+    """The inbox's database cannot be had: delivered again, as often as it takes, and no dead letter that no handler has seen."""
+    async with inbox_of(side) as inbox:
+        await inbox.run(unordered(), effect(side))
+        side.read("ALTER TABLE halfmsg_inbox RENAME TO gone")
+        with pytest.raises(Retry, match="not_begun") as caught:
+            await inbox.run(unordered(), effect(side))
+        side.read("ALTER TABLE gone RENAME TO halfmsg_inbox")
+    assert (caught.value.counts, side.count("business")) == (False, 1)
+
+
+async def test_p2_claim_that_a_lost_host_holds_gives_its_place_back(postgres: Side) -> None:
+    """A server may keep the sessions of a host that is gone for hours. The wait ends after 2 s; the handler's own statements have no such limit."""
+    delivery, limits = unordered(), []
+
+    async def handler(delivery: Delivery, conn: Any) -> None:
+        limits.append((await (await conn.execute("SHOW lock_timeout")).fetchone())[0])
+
+    async with inbox_of(postgres) as inbox:
+        gone = await postgres.connect()
+        assert await inbox.claim(gone, delivery)
+        with pytest.raises(Retry, match=r"not_begun: LockNotAvailable") as caught:
+            await inbox.run(delivery, handler)
+        await postgres.rollback(gone)
+        await inbox.run(delivery, handler)
+    assert (caught.value.counts, limits) == (False, ["0"])

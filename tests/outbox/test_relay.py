@@ -107,6 +107,28 @@ async def test_r2_two_relays_share_the_lanes_and_may_repeat_each_other(database:
     assert sorted(await bodies(client, 20)) == list(range(20))
 
 
+async def test_p2_relay_that_is_refused_keeps_no_lanes(database: Side, make: Make, client: Client) -> None:
+    """An old process with a name or a token that is not taken any more: the sound relay beside it hands over with its next pass."""
+    sound, sick = await make(client), await make(client)
+    sick._producer = "ghost"
+    await publish(database, *(plain(None, n) for n in range(20)))
+    report = await sick.tick()
+    assert (report.submitted, report.refused, report.waiting) == (0, 0, 20)
+    assert (await sound.tick()).submitted == 20
+    assert sorted(await bodies(client, 20)) == list(range(20))
+
+
+async def test_r23_row_that_cannot_be_read_is_set_aside_and_listed(database: Side, relay: Relay, client: Client) -> None:
+    """It is no message any more: the others go, the pass is none that failed, and `outbox ls` shows it."""
+    await publish(database, plain(None, 1))
+    database.read("UPDATE halfmsg_out SET meta = ?", b"\xc1")
+    await publish(database, plain(None, 2))
+    report = await relay.tick()
+    assert (report.submitted, report.refused) == (1, 1)
+    assert [(each.topic, each.refused) for each in admin.waiting(database.url)] == [("u", "unreadable")]
+    assert await bodies(client, 1) == [2]
+
+
 async def test_r5_relay_commits_a_prepared_one_with_its_digest_and_numbers(database: Side, make: Make, client: Client) -> None:
     """One pass after the local commit it is committed by its producer's word; the check-back is not needed."""
     async with closing(Outbox(client, "orders", database.url)) as outbox:

@@ -83,6 +83,21 @@ async def test_r7_question_for_another_database_is_left_out(database: Side) -> N
     assert [answers[id].verdict for id in (there, absent)] == [Verdict.COMMITTED, Verdict.ROLLED_BACK]
 
 
+async def test_p5_another_database_behind_the_same_url_answers_nothing(database: Side) -> None:
+    """A fail-over name, a schema that is swapped: what is absent there says nothing, whether the question names a source or none."""
+    async with closing(database.outbox()) as outbox:
+        there, absent = await committed(database, outbox), str(uuid4())
+        assert len(await outbox.decide([Question(there, 0, None)])) == 1
+        ours = outbox.source_id
+        database.read("UPDATE halfmsg_meta SET v = ? WHERE k = 'source'", os.urandom(16))
+        for source in (ours, None):
+            assert await outbox.decide([Question(there, 0, source), Question(absent, 0, source)]) == {}
+        half = outbox.prepared(plain("k", 1))
+        half._sent = True
+        await half._withdraw()
+        assert database.verdict(absent) is database.verdict(half.id) is None
+
+
 async def test_r3_question_below_the_watermark_is_left_out(database: Side) -> None:
     """Where rows may have been purged an absent one proves nothing: no answer and no tombstone; a row that is there still answers."""
     async with closing(database.outbox()) as outbox:

@@ -90,21 +90,21 @@ def test_r8_driver_error_is_raised_after_abort() -> None:
 
 def test_r28_tombstone_is_committed_before_it_is_answered() -> None:
     """BEGIN, tombstone, read, COMMIT: the answer comes after the commit, in a transaction of its own."""
-    steps = own_transaction(answering.rule(TABLES, Question(fence.id_text(ID), 3, None)))
-    effects, answer = play(steps, [None, [(1,)], [(2, None)], None])
-    assert named(effects) == ["Begin", "tombstone", "verdict", "Commit"]
+    steps = own_transaction(answering.rule(TABLES, Question(fence.id_text(ID), 3, None), None))
+    effects, answer = play(steps, [None, META, [(1,)], [(2, None)], None])
+    assert named(effects) == ["Begin", "meta", "tombstone", "verdict", "Commit"]
     assert answer == Answer(Verdict.ROLLED_BACK)
 
 
 def test_r3_nothing_laid_and_nothing_there_is_no_answer() -> None:
     """A question below the watermark that finds no row is left out."""
-    _, answer = play(answering.rule(TABLES, Question(fence.id_text(ID), 3, None)), [[], []])
+    _, answer = play(answering.rule(TABLES, Question(fence.id_text(ID), 3, None), None), [META, [], []])
     assert answer is None
 
 
 def test_p5_tombstone_that_finds_a_committed_row_says_committed() -> None:
     """The insert that does nothing and the row that is read decide, never the count."""
-    _, answer = play(answering.rule(TABLES, Question(fence.id_text(ID), 3, None)), [[], [(1, b"\x0d")], [(0, 5, b""), (2, None, b"")]])
+    _, answer = play(answering.rule(TABLES, Question(fence.id_text(ID), 3, None), None), [META, [], [(1, b"\x0d")], [(0, 5, b""), (2, None, b"")]])
     assert answer == Answer(Verdict.COMMITTED, "0d", [5, None, None])
 
 

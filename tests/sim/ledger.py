@@ -21,12 +21,14 @@ def spot_of(token: str) -> tuple[Spot, str]:
 
 @dataclass(slots=True)
 class Open:
-    """One ordered message in a member's hand, until `until` of the coordinator's time."""
+    """One ordered message in a member's hand, from `since` until `until` of the coordinator's time. `doubtful`: it may have come back."""
 
     group: str
     member: str
     token: str
+    since: int
     until: int
+    doubtful: bool = False
 
     @property
     def run(self) -> str:
@@ -107,17 +109,28 @@ class Ledger:
     def _one_hand(self, command: Any, delivery: Any, spot: Spot) -> None:
         """I8: what is open in an ordered lane is in one member's hand. Another gets of it only after a lease in it has ended."""
         lane = self._lanes.setdefault(spot[:2], {})
+        now = delivery.lease_until if command.lease_ms is None else delivery.lease_until - command.lease_ms
+        if spot in lane and lane[spot].until <= now:
+            self._came_back(lane, lane[spot].until)
         others = {at: held for at, held in lane.items() if held.member != command.member}
-        if others and command.lease_ms is not None:
-            now = delivery.lease_until - command.lease_ms
-            if all(held.until > now for held in others.values()):
-                at, held = min(others.items())
-                self.wrong.append(
-                    f"two hands: {spot} of {delivery.group} for {command.member}, while {held.member} has {at} for {held.until - now} ms"
-                )
+        sure = {at: held for at, held in others.items() if not held.doubtful}
+        if sure and command.lease_ms is not None and all(held.until > now for held in others.values()):
+            at, held = min(sure.items())
+            self.wrong.append(
+                f"two hands: {spot} of {delivery.group} for {command.member}, while {held.member} has {at} for {held.until - now} ms"
+            )
         for at in others:
             del lane[at]
-        lane[spot] = Open(delivery.group, command.member, delivery.token, delivery.lease_until)
+        lane[spot] = Open(delivery.group, command.member, delivery.token, now, delivery.lease_until)
+
+    @staticmethod
+    def _came_back(lane: dict[Spot, Open], ended: int) -> None:
+        """A lease in it had ended, and all that was open in the lane came back; what was handed out since did so, or did not."""
+        for at, held in list(lane.items()):
+            if held.since <= ended:
+                del lane[at]
+            else:
+                held.doubtful = True
 
     def _on_pause(self, command: Any, result: Any) -> None:
         (self._paused.add if command.paused else self._paused.discard)(command.name)

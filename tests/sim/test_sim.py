@@ -149,6 +149,29 @@ def test_ledger_lets_a_lane_go_on_when_its_member_has_let_it_go(end: Any) -> Non
     assert ledger.wrong == []
 
 
+def test_ledger_knows_that_a_lease_that_ended_gave_the_whole_lane_back() -> None:
+    """a has 1 and 2; the lease of 1 ends, and 1 is handed out to a again: 2, whose lease would run on, is in nobody's hand (seed 11010)."""
+    ledger = Ledger(8)
+    hand_out(ledger, "a", 0, "1.0.1.1.5")
+    hand_out(ledger, "a", 50, "1.0.2.2.6")
+    hand_out(ledger, "a", 110, "1.0.1.1.7")
+    ledger.durable("settle", *settle("1.0.1.1.7"))
+    hand_out(ledger, "b", 120, "1.0.2.2.8")
+    assert ledger.wrong == []
+    hand_out(ledger, "a", 130, "1.0.3.3.9")
+    assert "two hands" in ledger.wrong[0]
+
+
+def test_ledger_does_not_forget_the_lease_of_what_may_have_come_back() -> None:
+    """3 was handed out between the end of 1's lease and 1's next turn. Its own lease ends, and the lane goes to b with 1, whose lease ran on."""
+    ledger = Ledger(8)
+    hand_out(ledger, "a", 0, "1.0.1.1.5")
+    hand_out(ledger, "a", 105, "1.0.3.3.6")
+    hand_out(ledger, "a", 150, "1.0.1.1.7")
+    hand_out(ledger, "b", 210, "1.0.1.1.8")
+    assert ledger.wrong == []
+
+
 def test_ledger_counts_a_longer_lease_for_its_whole_run() -> None:
     """Extended by one token of the run: the other's lease runs on as well."""
     ledger = Ledger(8)
