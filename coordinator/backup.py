@@ -75,6 +75,7 @@ class Restore(Struct, frozen=True):
 
 def backup(store: Path, target: Path, *, now_ms: int, version: str, progress: Progress) -> Backup:
     """Raises StartError; then nothing is left behind. Invariants that do not hold are `findings`: the copy is as good as the store."""
+    store = file.real(store)
     _check_source(store)
     _drop_stale(target.parent)
     if target.exists():
@@ -96,6 +97,9 @@ def backup(store: Path, target: Path, *, now_ms: int, version: str, progress: Pr
 
 def restore(source: Path, store: Path, *, replace: bool, accept_loss: bool, now_ms: int, progress: Progress) -> Restore:
     """Make `store` of a backup (or of what can be read of a damaged store). The old one is kept aside. Raises StartError."""
+    source, store = file.real(source), file.real(store)
+    if accept_loss and source.is_file() and source.stat().st_size == 0:
+        raise StartError(f"{source} is empty: nothing can be read of it, and opened it would lose its log too", "Restore a backup")
     with file.lock(store):
         return _restore(source, store, replace=replace, accept_loss=accept_loss, now_ms=now_ms, progress=progress)
 

@@ -17,6 +17,8 @@ from .metrics import Metrics
 from .reader import Reader
 from .service import fetching, groups, transactions
 from .settings import Settings
+from .store.base import StoreBroken
+from .store.sqlite import file
 from .store.sqlite.backend import SqliteBackend
 from .store.sqlite.deliveries import Deliveries
 from .store.writer import Call, Fn, Writer
@@ -58,11 +60,12 @@ class Engine:
         self.settings, self.metrics = settings, metrics
         self.env = Env(settings)
         self.names = Names()
-        self.path = Path(settings.store)
+        self.path = file.real(Path(settings.store))
         self.draining = False
         self.names_stale = False
         """Something was made, and its name could not be read yet."""
         self._gauges_at = -GAUGES_S
+        self._on_broken = on_broken
         self.on_event: dict[str, Callable[[tuple[Any, ...]], None]] = {}
         self._backend = SqliteBackend(self.path, env=self.env, synchronous=settings.storage.synchronous, now_ms=clock.now_ms())
         self.clock = SteadyClock(clock, self._backend.newest_ms())
@@ -190,6 +193,12 @@ class Engine:
 
     async def checkpoint(self) -> None:
         await self._writer.outside(self._backend.checkpoint)
+
+    def look_at_files(self) -> None:
+        """A store that was removed or replaced under its coordinator takes each further commit with it: stop, and say so."""
+        gone = self._backend.gone()
+        if gone is not None:
+            self._on_broken(StoreBroken(f"{gone} was removed or replaced while it was open; put it back, or restore a backup"))
 
     # --- events of durable groups ---
 

@@ -93,6 +93,7 @@ class Ticks:
     async def capacity(self) -> None:
         """What the door and the hand-out judge by: full topics, groups that mostly fail, free disk."""
         env, engine = self.engine.env, self.engine
+        engine.look_at_files()
         before = env.full
         env.full = await engine.read(lambda tx: capacity.look(tx, before))
         for id in env.full.groups - before.groups:

@@ -54,6 +54,7 @@ def of_file(store: Path, limit: int, sample: int) -> tuple[list[Item], Item | No
 
     if not store.is_file():
         raise Failure(f"there is no file {store}. Name the store: halfmsg doctor --store FILE", 1)
+    store = file.real(store)
     live = file.in_use(store)
     warnings = _library_note()
     try:

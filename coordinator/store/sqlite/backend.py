@@ -58,6 +58,11 @@ class SqliteBackend:
                 raise file.refusal(path, error) from error
             raise
         self._tx = Deliveries(self._conn, env)
+        self._standing = file.Standing(path)
+
+    def gone(self) -> Path | None:
+        """The file of the store that was removed or replaced while it is open."""
+        return self._standing.gone()
 
     def _check_pages(self, path: Path) -> None:
         """What SQLite has not found sound gets no sums: they would call the damage right, and the next start would take the store."""
@@ -172,8 +177,6 @@ def _judge(path: Path, synchronous: str) -> tuple[PageSums, bool, int]:
         raise StartError(cause, f"Do it again: halfmsg restore FILE --store {path} --replace")
     if path.exists() and not os.access(path, os.W_OK):
         raise StartError(f"{path} is not writable by this user", f"Make it so: chmod u+w {path}, or name another file with --store")
-    if not path.exists() or path.stat().st_size == 0:
-        file.remove(sums.sums_path(path))
     found, wrong = file.look(path, synchronous)
     words = file.damage(path, found, wrong)
     if words is not None:

@@ -32,8 +32,37 @@ def migrations() -> list[tuple[int, str, str]]:
     return sorted(found)
 
 
+def real(path: Path) -> Path:
+    """The file behind a symbolic link: its lock, log and sums stand beside it, where SQLite looks for them, and not beside the link."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+class Standing:
+    """The store's files as they were when they were opened. One that is removed or replaced under a coordinator takes every commit with it."""
+
+    def __init__(self, path: Path) -> None:
+        self._paths = (path, wal.wal_path(path))
+        self._known: dict[Path, tuple[int, int]] = {}
+
+    def gone(self) -> Path | None:
+        """The first one that is not there any more, or another file. What is met for the first time is remembered."""
+        for path in self._paths:
+            try:
+                found = os.stat(path)
+                now = found.st_dev, found.st_ino
+            except FileNotFoundError:
+                now = None
+            if path in self._known and now != self._known[path]:
+                return path
+            if now is not None:
+                self._known[path] = now
+        return None
+
+
 def lock(path: Path) -> IO[str]:
     """Take the file's lock for the life of this process. Raises StartError when another coordinator has it."""
+    if path.is_file() and (names := path.stat().st_nlink) > 1:
+        raise StartError(f"{path} has {names} names (hard links), and a lock under one of them says nothing to the others", "Keep one, or copy it")
     if path.exists() and not path.is_file():
         raise StartError(
             f"{path} is {'a folder' if path.is_dir() else 'no file'}",
@@ -191,6 +220,8 @@ def damage(path: Path, log: wal.Wal, wrong: list[int] | None) -> str | None:
     """One sentence that says what and where; None where nothing is known to be wrong."""
     if log.damage is not None:
         return log.damage
+    if (not path.exists() or path.stat().st_size == 0) and sums.are_kept(path):
+        return f"{path} is missing or empty, and {sums.sums_path(path)} says that there was a store (to begin with an empty one, remove that too)"
     if not wrong:
         return None
     shown = ", ".join(map(str, wrong[:5])) + (", …" if len(wrong) > 5 else "")

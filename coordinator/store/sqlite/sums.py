@@ -69,6 +69,12 @@ def load(path: Path) -> tuple[int, array.array[int]] | None:
     return _HEAD.unpack(data[: _HEAD.size])[1], found
 
 
+def are_kept(path: Path) -> bool:
+    """Have sums been kept of a file with pages?"""
+    known = load(path)
+    return known is not None and len(known[1]) > 0
+
+
 def wrong_pages(path: Path, log_pages: frozenset[int]) -> list[int] | None:
     """Numbers of the pages that are not as the coordinator wrote them; None: there are no sums to judge by."""
     known = load(path)

@@ -99,7 +99,10 @@ def inspect(path: Path, *, synced: bool = True) -> Wal:
         return _without_log(path, shm)
     try:
         size = os.fstat(fd).st_size
-        return _without_log(path, shm) if size == 0 else _inspect(fd, size, path, shm, synced)
+        found = _without_log(path, shm) if size == 0 else _inspect(fd, size, path, shm, synced)
+        if found.damage is None and found.committed and (not path.exists() or path.stat().st_size == 0):  # SQLite would drop the log (P3)
+            return Wal(damage=f"{path} is missing or empty, and {wal_path(path)} holds {found.committed} pages of acknowledged commits")
+        return found
     finally:
         os.close(fd)
 
