@@ -311,10 +311,12 @@ class _Handout:
 
 
 def _source_text(tx: StoreTx, source: Source | None, row: Logged) -> str | None:
-    """`ID/INCARNATION`, part of the ordered inbox's key (R7); what came without a database stays known by its producer's name."""
+    """`ID/INCARNATION`, part of the ordered inbox's key (R7). A key that began without a database stays known by its producer's name: of two
+    names, what follows would not wait for what went before (P7).
+    """
     if source is None:
         return None
-    if source.db_id is None or row.m >> 10 <= tx.counter(producers.bound_at(source)):
+    if source.db_id is None or (row.okey is not None and row.okey <= tx.counter(producers.bound_at(source))):
         return f"{source.name}/{row.incarnation or 1}"
     return f"{source.db_id.hex()}/{row.incarnation or 1}"
 

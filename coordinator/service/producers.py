@@ -53,13 +53,13 @@ def _bind(tx: StoreTx, source: Source, db_id: bytes) -> Source:
     other = tx.source_by_db(db_id)
     if other is not None:
         raise Problem("wrong_source", f"this database is already bound to producer {other.name}; one name a database")
-    tx.put_counter(bound_at(source), tx.counter("n"))
+    tx.put_counter(bound_at(source), tx.last_key())
     return tx.bind_source(source, db_id)
 
 
 def bound_at(source: Source) -> str:
-    """The counter of the last transaction before its database was known: inboxes know the numbers of those by the producer's name."""
-    return f"bound {source.id}"
+    """The counter of the last key that was known before its database was: inboxes know the numbers of such keys by the producer's name, for good."""
+    return f"bound_key {source.id}"
 
 
 def hello(tx: StoreTx, now: int, command: Hello) -> Source:

@@ -144,6 +144,9 @@ class Order(Protocol):
     def key_id(self, topic: int, source: int, incarnation: int, key: bytes) -> int:
         """Find or make the key's row (R27: never deleted)."""
 
+    def last_key(self) -> int:
+        """The highest number that a key has; 0: there is none."""
+
     def key(self, id: int) -> Key:
         """Read after the key's lock is held (R11)."""
 

@@ -94,3 +94,13 @@ def test_p6_producer_that_gets_a_database_keeps_the_name_under_which_inboxes_kno
     world.later(5)
     again, new = world.fetch(member="n")
     assert (before.source, again.source, new.source) == ("orders/1", "orders/1", (b"d" * 16).hex() + "/1")
+
+
+def test_p7_key_that_goes_on_over_the_binding_keeps_its_name(world: World) -> None:
+    """2 under another name than 1 would have its effect while 1 waits for its next attempt: two rows of the inbox, two lanes of the client."""
+    _with_topic(world, Kind.SEQUENCE)
+    world.group("g", "t")
+    _send(world, 1, Kind.SEQUENCE)
+    world.bind(b"d" * 16)
+    world.submit(new_message("t", b"2", key="k", sequence=2), source=b"d" * 16)
+    assert [(each.row.seq, each.source) for each in world.fetch(member="m")] == [(1, "orders/1"), (2, "orders/1")]

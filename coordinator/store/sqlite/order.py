@@ -31,6 +31,9 @@ class Order(Transactions):
             id = self.memory.keys[wanted] = int(row[0])
         return id
 
+    def last_key(self) -> int:
+        return int(self.one(Q.okey_last)[0] or 0)
+
     def key(self, id: int) -> Key:
         row = self.one(Q.okey_state, id)
         return Key(row[0], row[1], bool(row[2]), bool(row[3]))

@@ -117,6 +117,8 @@ INSERT INTO audit (at, actor, act, target, reason, before, after) VALUES (?, ?, 
 INSERT INTO okey (topic, source, incarnation, key) VALUES (?, ?, ?, ?) ON CONFLICT (topic, source, incarnation, key) DO NOTHING;
 -- name: okey_find
 SELECT id FROM okey WHERE topic = ? AND source = ? AND incarnation = ? AND key = ?;
+-- name: okey_last
+SELECT max(id) FROM okey;
 -- name: okey_state
 SELECT id, next_seq, stopped, draining FROM okey WHERE id = ?;
 -- name: okey_advance
