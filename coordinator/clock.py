@@ -81,8 +81,13 @@ class SteadyClock:
         return (self.now_ms() - self._wall.now_ms()) / 1000
 
 
+LAST_MS = 253_402_300_799_999
+"""The last millisecond of the year 9999."""
+
+
 def rfc3339(ms: int) -> str:
-    """UTC with milliseconds: `2026-11-21T10:00:00.123Z`."""
+    """UTC with milliseconds: `2026-11-21T10:00:00.123Z`. A time beyond the calendar, as of a flipped bit, is the calendar's end."""
+    ms = min(max(ms, 0), LAST_MS)
     return f"{_to_the_second(ms // 1000)}.{ms % 1000:03d}Z"
 
 

@@ -74,7 +74,13 @@ class Env:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.members = Members()
+        self._turns: dict[str, int] = {}
         self.full = Full()
         """Topics and groups that were past a limit at the last look (loops.py)."""
         self.storage_low = False
         """Free disk was under the limit at the last look."""
+
+    def turn(self, group: str) -> int:
+        """A number that goes up with each fetch of a group: none of its topics and lanes is always the last."""
+        found = self._turns[group] = self._turns.get(group, -1) + 1
+        return found

@@ -367,8 +367,14 @@ class Subscription:
                 if not got:
                     await self._waiter.wait(FALLBACK_S)
         except Problem as problem:
-            if self.connection.subscriptions.get(self.group) is self:
-                self.connection.refuse(self.group, problem)
+            self._refuse(problem)
+        except Exception:  # a defect of ours must not look like a group that has nothing to do
+            log.exception("the deliveries of group %s to %s ended; its consumer subscribes again", self.group, self.member)
+            self._refuse(Problem("internal", "see the coordinator's log"))
+
+    def _refuse(self, problem: Problem) -> None:
+        if self.connection.subscriptions.get(self.group) is self:
+            self.connection.refuse(self.group, problem)
 
     async def _hand_out(self) -> int:
         command = Fetch(self.group, min(self.credits, FETCH_MAX), self.lease_ms, self.member, self.inbox)

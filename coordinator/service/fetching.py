@@ -6,7 +6,9 @@ In an ordered topic a member gets messages of the lanes it owns, and a message w
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 
 import msgspec
 
@@ -27,6 +29,7 @@ NUMBER_BYTES = 17
 """One of `missed`, as the longest of them stands in JSON."""
 MISSED_MAX = 1_000
 LANE_RETRIES_MAX = 1_000
+LANE_STUCK_MAX = 100_000
 SAID_AGAIN_MS = 7 * 86_400_000
 
 decode_extra = msgspec.msgpack.Decoder(tuple[str, dict[str, str] | None, str | None]).decode
@@ -36,7 +39,8 @@ def fetch(tx: StoreTx, now: int, command: Fetch) -> list[Delivery]:
     """At most `count` deliveries, each under a lease. Raises group_not_found, wrong_inbox, bad_request (no member)."""
     groups = list(groups_of(tx, command.group).values())
     _check_inbox(tx, groups, command.inbox)
-    first = tx.counter("token") % len(groups)
+    turn = tx.env.turn(command.group)
+    first = turn % len(groups)
     hand: list[Delivery] = []
     room = Room(command.count)
     for group in groups[first:] + groups[:first]:
@@ -45,7 +49,7 @@ def fetch(tx: StoreTx, now: int, command: Fetch) -> list[Delivery]:
             and room.left > 0
             and tx.count_dead(group.id, tx.env.settings.group.max_dead_letters) < tx.env.settings.group.max_dead_letters
         ):
-            hand += _Handout(tx, now, group, command, room).take()
+            hand += _Handout(tx, now, group, command, room, turn // len(groups)).take()
         elif command.member:
             tx.env.members.seen(group.id, command.member, now, command.lease_ms or group.lease_ms)
     return hand
@@ -84,8 +88,8 @@ def _check_inbox(tx: StoreTx, groups: list[Group], inbox: bytes | None) -> None:
 class _Handout:
     """One group on one topic, for one fetch."""
 
-    def __init__(self, tx: StoreTx, now: int, group: Group, command: Fetch, room: Room) -> None:
-        self.tx, self.now, self.group, self.room = tx, now, group, room
+    def __init__(self, tx: StoreTx, now: int, group: Group, command: Fetch, room: Room, turn: int) -> None:
+        self.tx, self.now, self.group, self.room, self.turn = tx, now, group, room, turn
         self.topic = tx.topic_by_id(group.topic)
         self.lease_ms = command.lease_ms or group.lease_ms
         self.ordered = self.topic.kind is not Kind.UNORDERED
@@ -102,6 +106,8 @@ class _Handout:
     def take(self) -> list[Delivery]:
         hand: list[Delivery] = []
         lanes = self._own_lanes() if self.ordered else self._all_lanes()
+        first = self.turn % max(len(lanes), 1)
+        lanes = lanes[first:] + lanes[:first]
         if self.retries:
             hand += self._due(lanes)
         if self.group.id not in self.tx.env.full.groups:
@@ -132,6 +138,7 @@ class _Handout:
         if len(mine) < fair:
             free = [place for place in places if place.owner is None or place.until <= now]
             mine += [self._take_lane(place) for place in free[: fair - len(mine)]]
+            mine += [self._take_lane(place) for place in self._spare(places, fair, fair - len(mine))]
         elif len(mine) > fair:
             self._free_lanes(mine[fair:])
             mine = mine[:fair]
@@ -139,6 +146,18 @@ class _Handout:
         if until is not None:
             tx.renew_places(group.id, self.member, until)
         return mine
+
+    def _spare(self, places: list[Place], fair: int, wanted: int) -> list[Place]:
+        """Lanes of those who have more than their share, where nothing is in a hand: one who is busy does not ask, and would keep them."""
+        owned = Counter(place.owner for place in places if place.owner != self.member and place.until > self.now)
+        found: list[Place] = []
+        for place in places:
+            if len(found) >= wanted:
+                break
+            if place.owner is not None and owned[place.owner] > fair and not self.tx.flights_of_lane(self.group.id, place.lane):
+                owned[place.owner] -= 1
+                found.append(place)
+        return found
 
     def _take_lane(self, place: Place) -> Place:
         """A lane whose owner is gone: what it left open comes back first."""
@@ -223,23 +242,31 @@ class _Handout:
         return hand
 
     def _lane_waits(self, lane: int) -> bool:
-        """Past 1,000 exceptions the lane waits: a mostly failing group must not turn the log into rows."""
-        return self.tx.count_retries(self.group.id, lane, LANE_RETRIES_MAX) >= LANE_RETRIES_MAX
+        """Past 1,000 exceptions the lane waits: a mostly failing group must not turn the log into rows. Those of a key that is stuck for good
+        do not go away, and the other keys of its lane must not stand still for that.
+        """
+        if self.tx.count_retries(self.group.id, lane, LANE_RETRIES_MAX) < LANE_RETRIES_MAX:
+            return False
+        if self.tx.count_retries(self.group.id, lane, LANE_STUCK_MAX) >= LANE_STUCK_MAX:
+            return True
+        return self.tx.count_moving_retries(self.group.id, lane, LANE_RETRIES_MAX) >= LANE_RETRIES_MAX
 
     def _one_run(self, lane: int, lo: int, end: int) -> tuple[list[Delivery], int]:
         """(deliveries of one run, the offset after it). What does not go out in it has its bit set already."""
-        rows = {row.off: row for row in self.tx.read_run(self.topic.id, lane, lo, end, end - lo)}
         goes: list[tuple[Logged, tuple[int, ...]]] = []
         done = 0
         off = lo
-        while off < end and not self.room.full:
-            row = rows.get(off)
-            if self._goes_out(lane, off, row) and row is not None:
-                goes.append((row, self.missed))
-                self.room.take(row, self.missed)
-            else:
-                done |= 1 << off - lo
-            off += 1
+        with closing(self.tx.walk_run(self.topic.id, lane, lo, end)) as rows:  # a row at a time: 256 bodies may be more than an answer takes
+            row = None
+            while off < end and not self.room.full:
+                row = next(rows, None) if row is None or row.off < off else row
+                here = row if row is not None and row.off == off else None
+                if self._goes_out(lane, off, here) and here is not None:
+                    goes.append((here, self.missed))
+                    self.room.take(here, self.missed)
+                else:
+                    done |= 1 << off - lo
+                off += 1
         if not goes:
             return [], off
         until, token = self.now + self.lease_ms, self.tx.new_token()

@@ -7,7 +7,7 @@ tests/store/conformance runs the same suite over every backend.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any, Protocol
 
 from ..messages import By, Flight, Group, Key, Logged, NewMessage, Place, Reason, Restored, Retry, Source, Topic, Tx
@@ -180,6 +180,9 @@ class Order(Protocol):
     def where_is(self, m: int) -> tuple[int, int, int, int | None, int] | None:
         """(topic, lane, offset, sequence, at) of a released message."""
 
+    def walk_run(self, topic: int, lane: int, start: int, end: int) -> Generator[Logged, None, None]:
+        """As `read_run`, a row at a time, each with its body read when it is its turn. Close it."""
+
     def read_run(self, topic: int, lane: int, start: int, end: int, limit: int) -> list[Logged]: ...
     def keys_of_run(self, topic: int, lane: int, lo: int, hi: int) -> list[tuple[int, int | None, int | None]]:
         """(offset, key id, sequence) each."""
@@ -218,6 +221,9 @@ class Deliveries(Protocol):
     def set_retry_due(self, grp: int, retry: Retry, due: int | None) -> None: ...
     def has_retries(self, grp: int) -> bool: ...
     def count_retries(self, grp: int, lane: int, limit: int) -> int: ...
+    def count_moving_retries(self, grp: int, lane: int, limit: int) -> int:
+        """Without those of keys that are stuck for good."""
+
     def count_failing(self, grp: int, limit: int) -> int:
         """In all its lanes."""
 

@@ -116,7 +116,8 @@ def test_time_never_goes_back_between_threads() -> None:
 
 
 @pytest.mark.parametrize(("ms", "text"), [(2**31 * 1000 + 5, "2038-01-19T03:14:08.005Z"), (4_102_444_800_000, "2100-01-01T00:00:00.000Z"),
-                                          (0, "1970-01-01T00:00:00.000Z"), (253_402_300_799_999, "9999-12-31T23:59:59.999Z")])  # fmt: skip
+                                          (0, "1970-01-01T00:00:00.000Z"), (253_402_300_799_999, "9999-12-31T23:59:59.999Z"),
+                                          (1 << 60, "9999-12-31T23:59:59.999Z"), (-1, "1970-01-01T00:00:00.000Z")])  # fmt: skip
 def test_times_of_other_ages_are_written_right(ms: int, text: str) -> None:
     """2038, 2100, a machine that has lost its battery, and the last moment of all."""
     assert rfc3339(ms) == text

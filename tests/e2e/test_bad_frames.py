@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from halfmsg.coordinator import render
 from halfmsg.coordinator.errors import CODES
 from tests.support.serving import Served, heard, say
 from tests.support.stores import changed
@@ -142,6 +143,34 @@ async def test_refused_subscription_costs_nothing_else_on_its_stream(standing: S
     await say(ws, {"type": "subscribe", "group": "nobody", "credits": 50, "member": "m"})
     assert (await heard(ws))["group"] == "nobody"
     await ws.close()
+
+
+async def test_p2_deliveries_that_end_over_a_defect_are_said(standing: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client subscribes again. In silence the group would stand still for ever, and look like one that has nothing to do."""
+    ws = await standing.stream()
+    with monkeypatch.context() as broken:
+        broken.setattr(render, "deliveries", lambda *_, **__: 1 / 0)
+        await standing.call("POST", "/v1/topics/plain/messages", {"data": 1})
+        await say(ws, {"type": "subscribe", "group": "g", "credits": 5, "member": "m"})
+        refused = await heard(ws)
+    assert (refused["type"], refused["group"], refused["error"]["code"]) == ("error", "g", "internal")
+    await standing.call("POST", "/v1/topics/plain/messages", {"data": 2})
+    await say(ws, {"type": "subscribe", "group": "g", "credits": 5, "member": "m"})
+    assert (await heard(ws))["type"] == "deliver"
+    await ws.close()
+
+
+async def test_p2_bit_that_flips_in_a_time_stops_no_group(standing: Served) -> None:
+    """No digest covers the time at which a message became visible: the message is what it was, and its group can be looked at."""
+    await standing.call("POST", "/v1/topics/plain/messages", {"data": "late"})
+    await standing.coordinator.engine.call(_flip_times, None)
+    status, answer = await standing.call("POST", "/v1/groups/g/fetch", {"max": 10})
+    assert (status, [each["data"] for each in answer["deliveries"]]) == (200, ["late"])
+    assert (await standing.call("GET", "/v1/groups/g"))[0] == 200
+
+
+def _flip_times(tx: Any, now: int, command: None) -> None:
+    tx.run("UPDATE log SET at = at | (1 << 50)")
 
 
 async def test_member_that_was_refused_and_leaves_frees_its_lanes(standing: Served) -> None:

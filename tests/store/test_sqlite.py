@@ -25,6 +25,7 @@ Q = Queries("sqlite")
 # A start that is refused leaves its lock file to the garbage collector: see test_refused_file_is_not_kept_locked.
 
 EXCEPTIONS = {
+    "retry_count_moving": "SCAN (subquery-2): of at most LIMIT rows; asked where a lane has 1,000 exceptions, and not past 100,000",
     "okey_drain_next": "SCAN okey USING INDEX okey_drain: the partial index holds the draining keys only",
     "source_any_tx_ever": "SCAN tx: when an operator removes a producer, and no further than the first one of it",
     "topic_any_prepared": "SCAN t USING INDEX tx_due: the partial index holds what is prepared only",

@@ -105,6 +105,9 @@ class Deliveries(Order):
     def count_retries(self, grp: int, lane: int, limit: int) -> int:
         return int(self.one(Q.retry_count, grp, lane, limit)[0])
 
+    def count_moving_retries(self, grp: int, lane: int, limit: int) -> int:
+        return int(self.one(Q.retry_count_moving, grp, lane, grp, lane, limit)[0])
+
     def count_failing(self, grp: int, limit: int) -> int:
         return int(self.one(Q.retry_count_grp, grp, limit)[0])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Any
 
 from ...messages import Key, Logged, Topic
@@ -107,6 +108,14 @@ class Order(Transactions):
     def where_is(self, m: int) -> tuple[int, int, int, int | None, int] | None:
         row: tuple[int, int, int, int | None, int] | None = self.one(Q.log_of_message, m)
         return row
+
+    def walk_run(self, topic: int, lane: int, start: int, end: int) -> Generator[Logged, None, None]:
+        cursor = self.conn.execute(Q.log_run, (topic, lane, start, end, end - start))
+        try:
+            for row in cursor:
+                yield _logged(row)
+        finally:
+            cursor.close()
 
     def read_run(self, topic: int, lane: int, start: int, end: int, limit: int) -> list[Logged]:
         return [_logged(row) for row in self.all(Q.log_run, topic, lane, start, end, limit)]

@@ -241,6 +241,9 @@ UPDATE retry SET due = ? WHERE grp = ? AND lane = ? AND off = ?;
 SELECT 1 FROM retry WHERE grp = ? LIMIT 1;
 -- name: retry_count
 SELECT count(*) FROM (SELECT 1 FROM retry WHERE grp = ? AND lane = ? LIMIT ?);
+-- name: retry_count_moving
+SELECT count(*) FROM (SELECT 1 FROM retry r WHERE r.grp = ? AND r.lane = ? AND (r.okey IS NULL OR r.okey NOT IN
+    (SELECT s.okey FROM retry s WHERE s.grp = ? AND s.lane = ? AND s.error LIKE 'stuck: %' AND s.okey IS NOT NULL)) LIMIT ?);
 -- name: retry_count_grp
 SELECT count(*) FROM (SELECT 1 FROM retry WHERE grp = ? LIMIT ?);
 -- name: retry_next_due

@@ -1,0 +1,117 @@
+"""Nobody is starved: not a lane or a topic beside a busy one, not a member beside one that has all lanes, not a key beside one that is stuck."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import pytest
+
+from halfmsg.coordinator.digests import lane_of
+from halfmsg.coordinator.messages import Kind
+from halfmsg.coordinator.service import fetching, groups
+from tests.support.factories import World, sequences
+
+
+def key_in(lane: int, lanes: int) -> str:
+    return next(key for key in (f"k{n}" for n in range(10_000)) if lane_of(key.encode(), lanes) == lane)
+
+
+def test_p2_lanes_take_turns_when_more_comes_than_is_done(world: World) -> None:
+    world.topic("u", lanes=4)
+    world.group("g", "u")
+    world.send_many(4 * 256, "u")
+    done = [0, 0, 0, 0]
+    for _ in range(20):
+        hand = world.fetch(count=20, member="A")
+        for each in hand:
+            done[each.lane] += 1
+        world.ack(*hand)
+    assert done == [100] * 4
+
+
+@pytest.mark.parametrize("members", [(None,), ("a", "b")])
+def test_p2_topics_of_a_group_take_turns(world: World, members: tuple[str | None, ...]) -> None:
+    """However many tokens an answer takes."""
+    for topic in ("one", "two", "three"):
+        world.topic(topic)
+        world.send_many(2_000, topic)
+    wanted = tuple(groups.Wanted(topic, None, ()) for topic in ("one", "two", "three"))
+    world.store.run(groups.put, groups.GroupWanted("g", wanted, "earliest", 30_000, 16, 1000, 1000))
+    seen: set[str] = set()
+    for turn in range(3):
+        hand = world.fetch(count=512, member=members[turn % len(members)])
+        seen |= {each.topic for each in hand}
+        world.ack(*hand)
+    assert seen == {"one", "two", "three"}
+
+
+def test_p2_key_beside_a_busy_one_is_served_with_the_next_fetch(world: World) -> None:
+    world.topic("a", Kind.ARRIVAL, lanes=4)
+    world.group("g", "a")
+    for _ in range(300):
+        world.send("a", key=key_in(0, 4))
+    world.send("a", key=key_in(3, 4), body=b"other")
+    fetched = [[each.row.body for each in world.fetch(count=16, member="A")] for _ in range(4)]
+    assert any(b"other" in bodies for bodies in fetched)
+
+
+def test_p2_member_that_comes_gets_lanes_of_one_that_is_busy(world: World) -> None:
+    """Its handler takes long, so it does not ask, and frees nothing; all the while its lanes are extended. What is in its hand stays there."""
+    world.topic("a", Kind.ARRIVAL, lanes=4)
+    world.group("g", "a")
+    for _ in range(16):
+        world.send("a", key=key_in(0, 4))
+    full = world.fetch(count=16, member="A")
+    for lane in (1, 2, 3):
+        world.send("a", key=key_in(lane, 4))
+    world.later(10)
+    world.extend(*full)
+    assert len(world.fetch(count=16, member="B")) == 2, "its share is two of four lanes"
+    owners = {place.lane: place.owner for place in world.store.tx.places(1)}
+    assert owners[0] == "A" and sorted(owners.values()) == ["A", "A", "B", "B"]
+    assert all(each.error is None for each in world.ack(*full))
+
+
+def test_p2_key_that_is_stuck_stops_no_other_key_of_its_lane(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler that rejects all of a key: past its 1,000 missed numbers the key stops, and what follows of it waits. The lane goes on."""
+    monkeypatch.setattr(fetching, "LANE_RETRIES_MAX", 20)
+    monkeypatch.setattr(fetching, "MISSED_MAX", 10)
+    world.topic("seq", Kind.SEQUENCE, lanes=1)
+    world.group("g", "seq")
+    for number in range(1, 60):
+        world.sequence(number, "sick")
+    while hand := world.fetch(member="m", count=1):
+        world.reject(*hand)
+    for number in range(1, 4):
+        world.sequence(number, "well")
+    assert sequences(world.fetch(member="m")) == [1, 2, 3]
+
+
+def test_p9_what_is_stuck_has_a_limit_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetching, "LANE_RETRIES_MAX", 20)
+    monkeypatch.setattr(fetching, "LANE_STUCK_MAX", 40)
+    monkeypatch.setattr(fetching, "SCAN_MAX", 10)
+    monkeypatch.setattr(fetching, "MISSED_MAX", 10)
+    world.topic("seq", Kind.SEQUENCE, lanes=1)
+    world.group("g", "seq")
+    for number in range(1, 200):
+        world.sequence(number, "sick")
+    for _ in range(100):
+        world.reject(*world.fetch(member="m", count=1))
+    assert 40 <= world.store.tx.count_retries(1, 0, 1_000) <= 50
+
+
+def test_p9_fetch_reads_about_what_it_hands_out(world: World) -> None:
+    """Bodies of 1 MiB: four fit into an answer, and no 256 are read for them."""
+    world.topic("u")
+    world.group("g", "u")
+    for _ in range(40):
+        world.send("u", b"x" * (1024 * 1024 - 100))
+    tracemalloc.start()
+    try:
+        hand = world.fetch(count=300, member="A")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(hand) == 5
+    assert peak < 20 * 2**20
