@@ -313,10 +313,10 @@ class Calls:
         if req.body.check_url is not None:
             self.checks.check_url(req.body.check_url)
         wanted = producers.ProducerWanted(_name(req.path["producer"]), req.body.check_url, req.body.dialect, os.urandom)
-        source, made = await self.engine.make(producers.put, wanted)
+        source, made, drawn = await self.engine.make(producers.put, wanted)
         with contextlib.suppress(Problem):  # the answer has the secret, once; the ways are read again each second
             await self.checks.ways.refresh()
-        return (201 if made else 200), render.producer(source, {"secret": source.secret} if made else None)
+        return (201 if made else 200), render.producer(source, None if drawn is None else {"secret": drawn})
 
     async def delete_producer(self, req: Any) -> Answer:
         await self.engine.call(producers.remove, Removal(req.path["producer"], _reason(req.query)))

@@ -78,16 +78,17 @@ def beat(tx: StoreTx, now: int, command: Beat) -> Source:
     return source
 
 
-def put(tx: StoreTx, now: int, wanted: ProducerWanted) -> tuple[Source, bool]:
-    """(producer, was it made now). The first one draws the secret that signs questions and answers."""
+def put(tx: StoreTx, now: int, wanted: ProducerWanted) -> tuple[Source, bool, str | None]:
+    """(producer, was it made now, the secret if it was drawn now). A secret signs questions and answers, and is told once: when it is drawn.
+
+    One that a hello made has none until it is put for the first time, and is told it then.
+    """
     source = tx.source(wanted.name)
     made = source is None
     if source is None:
         source = tx.add_source(wanted.name)
-    secret = source.secret
-    if secret is None:
-        secret = "whsec_" + base64.b64encode(wanted.secret_bytes(32)).decode()
-    return tx.set_source(source, check_url=wanted.check_url, dialect=wanted.dialect, secret=secret), made
+    drawn = None if source.secret is not None else "whsec_" + base64.b64encode(wanted.secret_bytes(32)).decode()
+    return tx.set_source(source, check_url=wanted.check_url, dialect=wanted.dialect, secret=drawn or source.secret), made, drawn
 
 
 def get(tx: StoreTx, name: str) -> Source:
