@@ -286,7 +286,7 @@ class Metrics:
         self._http_s(method if method in _METHODS else "_OTHER", route or "unmatched", str(status)).observe(seconds)
 
     def rejected(self, code: str) -> None:
-        """An operation was refused with this error code (errors.CODES), by any face."""
+        """An operation was refused with this error code (errors.CODES), by any face: a call, one of a batch or a stream, a hello, a subscription."""
         self._rejected(code).inc()
 
     def loop_lag(self, seconds: float) -> None:
