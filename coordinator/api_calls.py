@@ -133,8 +133,9 @@ class Calls:
             req.query.get("state"), req.query.get("producer"), req.query.get("topic"), None if key is None else key.encode(errors="replace"),
             before, order == "newest", _int(req.query, "cursor", 0), _limit(req.query),
         )  # fmt: skip
-        found, cursor = await self.engine.read(lambda tx: looking.list_transactions(tx, want))
-        return _page([render.transaction(view) for view in found], cursor)
+        page = await self.engine.read(lambda tx: looking.list_transactions(tx, want))
+        status, out = _page([render.transaction(view) for view in page.found], page.after)
+        return status, out | ({"damaged": [{"n": n, "id": id} for n, id in page.damaged]} if page.damaged else {})
 
     async def batch(self, req: Any) -> Answer:
         plan = ops.Plan(self.engine, req.body.ops, packed=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from . import http
-from .common import Column, Item, age, connected, json_option, page, paged, rows
+from .common import Column, Item, connected, json_option, page, paged, rows, span
 from .lazy import Failure, Noun
 
 
@@ -21,8 +21,8 @@ COLUMNS: tuple[Column, ...] = (
     ("key", lambda item: item["key"]),
     ("producer", lambda item: item.get("producer")),
     ("number", _waits),
-    ("since", lambda item: age(item.get("since"))),
-    ("undecided", lambda item: ",".join(item.get("undecided", ()))),
+    ("since", lambda item: span(item["since_s"] * 1000) if item.get("since_s") is not None else ""),
+    ("undecided", lambda item: ",".join([*item.get("undecided", ()), *(f"number {n} (damaged: halfmsg doctor)" for n in item.get("damaged", ()))])),
 )
 
 

@@ -278,6 +278,25 @@ def test_tx_ls_goes_on_over_empty_pages(canned: Any) -> None:
         "state=prepared&limit=100&order=newest", "state=prepared&limit=100&cursor=20000&order=newest"]  # fmt: skip
 
 
+def test_tx_ls_names_what_it_passes_over(canned: Any) -> None:
+    """On stderr, with the next command; stdout has rows only."""
+    done = _ask(canned, "tx", "ls", body={"items": [], "next": None, "damaged": [{"n": 7, "id": "018f"}]})
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert "damaged: 018f, the row of transaction number 7, is passed over. Look: halfmsg doctor" in done.stderr
+
+
+def test_a_key_that_waits_is_shown_with_for_how_long(canned: Any) -> None:
+    """HTTP says `since_s`; a key that waits for nothing has none."""
+    waits = {"topic": "t", "key": "k", "next": 5, "held": [6, 7], "since_s": 372.4, "undecided": ["018f"], "damaged": [9]}
+    goes_on = {"topic": "t", "key": "j", "next": 2}
+    for words in (("key", "ls"), ("key", "show", "t", "k")):
+        done = _ask(canned, *words, body={"items": [waits, goes_on]})
+        assert done.stdout.splitlines() == [
+            "t\tk\t-\twaits for 5, has 6,7\t6m12s\t018f,number 9 (damaged: halfmsg doctor)",
+            "t\tj\t-\tnext 2\t-\t-",
+        ]
+
+
 def test_another_service_on_the_port_is_said(canned: Any) -> None:
     """A web page instead of JSON is no coordinator."""
     assert _ask(canned, "topic", "ls", body=b"<html>").exit_code == 3
