@@ -23,7 +23,7 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
-@click.group(cls=Noun, not_built={"seek": "A new group starts anywhere: halfmsg group create G --topic T --start earliest|latest"})
+@click.group(cls=Noun, not_built={"seek": "A new group starts at either end: halfmsg group create G --topic T --start latest (or earliest)"})
 def group() -> None:
     """Consumer groups: lag, oldest age, members."""
 

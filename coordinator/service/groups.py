@@ -40,7 +40,7 @@ def put(tx: StoreTx, now: int, wanted: GroupWanted) -> tuple[list[Group], bool]:
     if not known:
         return [tx.add_group(group, at_end=wanted.start == "latest") for group in new], True
     if {_shape(g) for g in known} != {_shape(g) for g in new}:
-        instead = f"take another name, or remove it first: halfmsg group rm {wanted.name}"
+        instead = f"take another name, or remove it first: halfmsg group rm {wanted.name} --reason WHY"
         raise Problem("state_changed", f"group {wanted.name} stands with other topics or filters; {instead}")
     for group in known:
         changed = _with_policy(group, wanted)

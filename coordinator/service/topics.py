@@ -9,6 +9,8 @@ from ..messages import Kind, NewMessage, Topic
 from ..store.base import StoreTx
 from .naming import Removal
 
+OURS = "halfmsg."
+
 
 class TopicWanted(Struct, frozen=True):
     name: str
@@ -22,8 +24,8 @@ class TopicWanted(Struct, frozen=True):
 
 def put(tx: StoreTx, now: int, wanted: TopicWanted) -> tuple[Topic, bool]:
     """(topic, was it made now). Another kind or other lanes than it stands with is `state_changed`."""
-    if wanted.name.startswith("halfmsg."):
-        raise Problem("bad_name", "topics halfmsg.* are the coordinator's own")
+    if wanted.name.startswith(OURS):
+        raise Problem("bad_name", f"topics {OURS}* are the coordinator's own")
     settings = tx.env.settings
     known = tx.topic(wanted.name)
     lanes = wanted.lanes or (
@@ -65,16 +67,19 @@ def remove(tx: StoreTx, now: int, command: Removal) -> None:
     tx.audit(now, "operator", "topic.rm", name, command.reason, topic.kind.word, None)
 
 
-def get(tx: StoreTx, name: str) -> Topic:
+def get(tx: StoreTx, name: str, kind: Kind | None = None) -> Topic:
+    """`kind`: of the topic that would fit. Raises topic_not_found."""
     topic = tx.topic(name)
-    if topic is None:
-        raise Problem("topic_not_found", f"no topic {name} here; make it with: halfmsg topic create {name} --kind …")
-    return topic
+    if topic is not None:
+        return topic
+    if name.startswith(OURS):
+        raise Problem("topic_not_found", f"no topic {name} here, and {OURS}* are the coordinator's own: take another name")
+    which = f"{kind.word}" if kind is not None else f"{Kind.UNORDERED.word} (or {Kind.SEQUENCE.word}, {Kind.ARRIVAL.word})"
+    raise Problem("topic_not_found", f"no topic {name} here; make it with: halfmsg topic create {name} --kind {which}")
 
 
 def for_message(tx: StoreTx, message: NewMessage, *, plain: bool) -> Topic:
-    topic = tx.topic(message.topic)
-    if topic is None and tx.env.settings.dev and not message.topic.startswith("halfmsg."):
-        kind = Kind.UNORDERED if message.key is None else Kind.ARRIVAL if plain else Kind.SEQUENCE
+    kind = Kind.UNORDERED if message.key is None else Kind.ARRIVAL if plain else Kind.SEQUENCE
+    if tx.env.settings.dev and not message.topic.startswith(OURS) and tx.topic(message.topic) is None:
         return put(tx, 0, TopicWanted(message.topic, kind, allow_no_group=True))[0]
-    return topic if topic is not None else get(tx, message.topic)
+    return get(tx, message.topic, kind)

@@ -158,7 +158,7 @@ def force(tx: StoreTx, now: int, command: Force) -> TransactionView | Problem:
         return transactions.refuse(tx, now, known, judged, said="force", said_by="operator")
     heads = tx.message_heads(known.n)
     if command.commit and not transactions.numbers_are_complete(tx, known, command.numbers, heads):
-        how = "give it by index with --numbers (JSON: numbers); halfmsg key ls shows for which number a key waits"
+        how = "give it by index with --numbers (JSON: numbers). For which number a key waits: halfmsg key show TOPIC KEY"
         raise Problem("incomplete_decision", f"an ordered message cannot be committed without its number; {how}")
     to = "committed" if command.commit else "rolled_back"
     tx.audit(now, "operator", f"tx.{'commit' if command.commit else 'rollback'}", format_id(known.id), command.reason, known.state.word, to)
