@@ -187,9 +187,27 @@ def test_an_unknown_fail_point_is_refused() -> None:
 def test_nobody_there_is_exit_code_3_with_the_next_command() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: refused
-        done = run("tx", "ls", "--url", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        taken_port = taken.getsockname()[1]
+        done = run("tx", "ls", "--url", f"http://127.0.0.1:{taken_port}")
     assert done.exit_code == 3
-    assert "halfmsg serve --dev" in done.output
+    assert f"http://127.0.0.1:{taken_port} (" in done.output and "--url or HALFMSG_URL" in done.output
+    assert done.output.index("HALFMSG_URL") < done.output.index("halfmsg serve --store FILE") and "--dev" not in done.output
+
+
+@pytest.mark.parametrize(("words", "then"), [("tx ls", "Look at its log"), ("tx park X --reason r", "look before you repeat")])
+def test_a_coordinator_that_stands_still_is_waited_for_aloud_and_not_for_long(monkeypatch: pytest.MonkeyPatch, words: str, then: str) -> None:
+    """A connection is taken by the kernel also of a process that is stopped; a look ends sooner than an act, which may have been done."""
+    assert remote.NOTICE_S < remote.READ_TIMEOUT_S < remote.ACT_TIMEOUT_S
+    for name, seconds in (("NOTICE_S", 0.01), ("READ_TIMEOUT_S", 0.3), ("ACT_TIMEOUT_S", 0.4)):
+        monkeypatch.setattr(remote, name, seconds)
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        done = run(*words.split(), "--url", f"http://127.0.0.1:{deaf.getsockname()[1]}")
+    limit_s = 0.3 if words == "tx ls" else 0.4
+    assert done.exit_code == 3
+    assert f"has not answered for 0.01 s; waiting up to {limit_s} s" in done.stderr
+    assert f"did not answer within {limit_s} s" in done.stderr and then in done.stderr
 
 
 class Canned(BaseHTTPRequestHandler):
