@@ -78,3 +78,5 @@ class Env:
         """Topics and groups that were past a limit at the last look (loops.py)."""
         self.storage_low = False
         """Free disk was under the limit at the last look."""
+        self.free_bytes: int | None = None
+        """Free disk at the last look."""

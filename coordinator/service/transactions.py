@@ -75,13 +75,15 @@ def _check_door(tx: StoreTx, command: Content, source: Source | None) -> None:
     """Capacity is taken at the door, for prepare and submit alone (R20)."""
     env = tx.env
     if env.storage_low:
-        raise Problem("storage_full", "the disk has less free space than storage.free_bytes_min; nothing was stored")
+        limit = f"storage.free_bytes_min is {env.settings.storage.free_bytes_min}"
+        raise Problem("storage_full", f"the disk of {env.settings.store} has {env.free_bytes} bytes free, and {limit}; nothing was stored")
     for message in command.messages:
         topic = tx.topic(message.topic)
         if topic is None:
             continue
         if topic.id in env.full.topics:
-            raise Problem("backlog_full", f"topic {topic.name} has {topic.max_backlog} messages that a group still has to take; nothing was stored")
+            behind = f"a group of topic {topic.name} has {topic.max_backlog} messages to take or to try again, the topic's max_backlog"
+            raise Problem("backlog_full", f"{behind}; nothing was stored. Which group: halfmsg group ls")
         if not topic.allow_no_group and not tx.groups_of_topic(topic.id):
             raise Problem("no_group", f"topic {topic.name} has no consumer group yet; nothing was stored")
     if source is not None and not command.submit and tx.open_count(source.id) >= env.settings.producer.max_in_doubt:
