@@ -10,6 +10,8 @@ from .lazy import Failure, Noun
 
 
 def _waits(item: Item) -> str:
+    if blocked := item.get("blocked"):
+        return f"failed {blocked['attempts']}x ({blocked.get('error') or 'no reason given'}), {blocked['waiting']} wait behind it"
     if item.get("stopped"):
         return f"stopped at {item['next']}: another message has one of its numbers"
     held = item.get("held") or []
@@ -22,6 +24,7 @@ COLUMNS: tuple[Column, ...] = (
     ("producer", lambda item: item.get("producer")),
     ("number", _waits),
     ("since", lambda item: span(item["since_s"] * 1000) if item.get("since_s") is not None else ""),
+    ("held by", lambda item: item.get("holder")),
     ("undecided", lambda item: ",".join([*item.get("undecided", ()), *(f"number {n} (damaged: halfmsg doctor)" for n in item.get("damaged", ()))])),
 )
 

@@ -45,7 +45,9 @@ def of(tx: StoreTx, name: str, db_id: bytes | None) -> Source:
     if db_id == source.db_id:
         return source
     if db_id is None or source.db_id is not None:
-        raise Problem("wrong_source", f"producer {name} is bound to source {source.db_id.hex() if source.db_id else None}; this is another database")
+        bound = f"producer {name} is bound to the database {source.db_id.hex() if source.db_id else None}"
+        said = "this call names no source" if db_id is None else f"{db_id.hex()} is another database"
+        raise Problem("wrong_source", f"{bound}; {said}. See: halfmsg producer show {name}")
     return _bind(tx, source, db_id)
 
 

@@ -277,7 +277,8 @@ def _check_sayer(tx: StoreTx, known: Tx, producer: str | None, source: bytes | N
     if producer is not None and producer != owner.name:
         raise Problem("wrong_source", f"the transaction belongs to producer {owner.name}")
     if owner.db_id is not None and source != owner.db_id:
-        raise Problem("wrong_source", f"producer {owner.name} is bound to another database (source {owner.db_id.hex()})")
+        said = "this call names no source" if source is None else f"{source.hex()} is another database"
+        raise Problem("wrong_source", f"producer {owner.name} is bound to the database {owner.db_id.hex()}; {said}")
 
 
 def _unreleased(rows: list[tuple[NewMessage, Topic, int | None, int]]) -> tuple[MessagePlace, ...]:

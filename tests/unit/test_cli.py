@@ -305,14 +305,21 @@ def test_tx_ls_names_what_it_passes_over(canned: Any) -> None:
 
 def test_a_key_that_waits_is_shown_with_for_how_long(canned: Any) -> None:
     """HTTP says `since_s`; a key that waits for nothing has none."""
-    waits = {"topic": "t", "key": "k", "next": 5, "held": [6, 7], "since_s": 372.4, "undecided": ["018f"], "damaged": [9]}
+    waits = {"topic": "t", "key": "k", "next": 5, "held": [6, 7], "since_s": 372.4, "holder": "nobody", "undecided": ["018f"], "damaged": [9]}
     goes_on = {"topic": "t", "key": "j", "next": 2}
     for words in (("key", "ls"), ("key", "show", "t", "k")):
         done = _ask(canned, *words, body={"items": [waits, goes_on]})
         assert done.stdout.splitlines() == [
-            "t\tk\t-\twaits for 5, has 6,7\t6m12s\t018f,number 9 (damaged: halfmsg doctor)",
-            "t\tj\t-\tnext 2\t-\t-",
+            "t\tk\t-\twaits for 5, has 6,7\t6m12s\tnobody\t018f,number 9 (damaged: halfmsg doctor)",
+            "t\tj\t-\tnext 2\t-\t-\t-",
         ]
+
+
+def test_a_key_that_its_group_failed_is_shown_with_why(canned: Any) -> None:
+    """The number that it waits for is not what holds it up."""
+    item = {"topic": "t", "key": "k", "next": 9, "blocked": {"attempts": 3, "due": 1, "error": "no stock", "waiting": 5}}
+    done = _ask(canned, "key", "ls", "--group", "g", body={"items": [item]})
+    assert done.stdout.split("\t")[3] == "failed 3x (no stock), 5 wait behind it"
 
 
 def test_another_service_on_the_port_is_said(canned: Any) -> None:
