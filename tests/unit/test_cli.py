@@ -25,6 +25,7 @@ from halfmsg.coordinator.cli import COMMANDS, cli, common, publish, tail
 from halfmsg.coordinator.cli import http as remote
 from halfmsg.coordinator.cli.tx import COLUMNS
 from halfmsg.coordinator.errors import CODES
+from tests.support.stores import open_sqlite
 
 HELP_S_MAX = 0.150
 Run = Callable[..., Result]
@@ -537,3 +538,24 @@ def test_a_database_of_something_else_is_named_so_and_nobody_is_told_to_replace_
         assert done.exit_code == 1
         assert "orders.db is a SQLite file of something else. Name " in done.output and "--replace" not in done.output
     assert not (tmp_path / "new.db").exists() and not (tmp_path / "b.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "environment", "store"),
+    [
+        ([], {}, "of_toml.db"),
+        (["--config", "other.toml"], {}, "of_other.db"),
+        ([], {"HALFMSG_STORE": "of_env.db"}, "of_env.db"),
+        (["--set", "store=of_set.db"], {"HALFMSG_STORE": "of_env.db"}, "of_set.db"),
+        (["--store", "of_flag.db", "--set", "store=of_set.db"], {"HALFMSG_STORE": "of_env.db"}, "of_flag.db"),
+    ],
+)
+def test_backup_is_of_the_store_that_serve_would_open(tmp_path: Path, args: list[str], environment: dict[str, str], store: str) -> None:
+    """A nightly copy of another file would be noticed on the day that it is needed."""
+    (tmp_path / "halfmsg.toml").write_text('store = "of_toml.db"\n')
+    (tmp_path / "other.toml").write_text('store = "of_other.db"\n')
+    done = run("backup", "copy.db", *args, env=environment)
+    assert done.exit_code == 1 and f"there is no file {store}" in done.output
+    open_sqlite(tmp_path / store).close()
+    assert run("backup", "copy.db", *args, env=environment).exit_code == 0
+    assert (tmp_path / "copy.db").exists()
