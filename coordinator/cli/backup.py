@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from .common import emit, json_option, now_ms
+from .common import emit, finding, json_option, now_ms
 from .lazy import Failure
 from .serve import load, settings_options
 
@@ -106,6 +106,6 @@ def _tell(findings: tuple[Any, ...], words: str) -> None:
     for found in findings:
         click.echo(f"FAIL {found.name}: {found.meaning}", err=True)
         for row in found.rows[:5]:
-            click.echo("     " + "  ".join(f"{name}={value}" for name, value in row.items()), err=True)
+            click.echo(f"     {finding(row)}", err=True)
     if findings:
         raise Failure(words, 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from . import http
-from .common import Item, connected, emit, json_option, now_ms
+from .common import Item, connected, emit, finding, json_option, now_ms
 from .lazy import Failure
 
 CLOCK_DIFFERENCE_MS = 5_000
@@ -111,7 +111,7 @@ def _print(items: list[Item], warnings: list[str], failed: list[Item], limit: in
     for item in failed:
         click.echo(f"FAIL {item['name']}: {item['meaning']}")
         for row in item["rows"][:limit]:
-            click.echo("     " + "  ".join(f"{name}={value}" for name, value in row.items()))
+            click.echo(f"     {finding(row)}")
 
 
 def _library_note() -> list[str]:

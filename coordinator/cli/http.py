@@ -173,6 +173,13 @@ def path(*parts: str) -> str:
     return "/v1/" + "/".join(urllib.parse.quote(part, safe="") for part in parts)
 
 
+def check_namespace() -> None:
+    """Refuses what would act on another namespace than the one that was meant."""
+    named = os.environ.get("HALFMSG_NAMESPACE", "default")
+    if named not in ("", "default"):
+        raise Failure(f"HALFMSG_NAMESPACE={named}: namespaces are known and not built yet, there is only default. Unset it", 2)
+
+
 def token() -> str | None:
     """From HALFMSG_TOKEN, or the file that HALFMSG_TOKEN_FILE names; never from argv, which everybody can read."""
     named = os.environ.get("HALFMSG_TOKEN_FILE")
