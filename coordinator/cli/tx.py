@@ -50,6 +50,8 @@ def _topics(item: Item) -> str:
 
 
 def _remark(item: Item) -> str:
+    if not item.get("producer"):
+        return "plain send"
     if item["state"] in ("committed", "rolled_back"):
         return f"by {item.get('decided_by', '?')}"
     asked = f"asked {item['attempts']}x" if item.get("attempts") else ""
