@@ -118,7 +118,7 @@ def remove(tx: StoreTx, now: int, command: Removal) -> None:
     groups = groups_of(tx, name)
     for group in groups.values():
         if tx.has_flights(group.id) or tx.env.members.live(group.id, now):
-            raise Problem("group_busy", f"group {name} has members at work; stop them first")
+            raise Problem("group_busy", f"group {name} has members at work; stop them first. How many: halfmsg group show {name}")
         if tx.count_dead(group.id, 1):
             raise Problem("group_busy", f"group {name} has dead letters; nothing is dropped silently: look at halfmsg dlq ls --group {name}")
     for group in groups.values():

@@ -104,7 +104,8 @@ def remove(tx: StoreTx, now: int, command: Removal) -> None:
     name = command.name
     source = get(tx, name)
     if tx.source_has_undecided(source.id):
-        raise Problem("state_changed", f"producer {name} has undecided transactions; nobody else could answer for them")
+        undecided = f"producer {name} has undecided transactions; nobody else could answer for them"
+        raise Problem("state_changed", f"{undecided}. See: halfmsg tx ls --producer {name}")
     if source.db_id is not None:
         raise Problem("state_changed", f"producer {name} is bound to a database whose numbers go on; it cannot be removed")
     if tx.source_has_transactions(source.id):

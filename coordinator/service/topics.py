@@ -38,7 +38,8 @@ def put(tx: StoreTx, now: int, wanted: TopicWanted) -> tuple[Topic, bool]:
     if known is None:
         return tx.add_topic(topic), True
     if (known.kind, known.lanes) != (topic.kind, topic.lanes):
-        raise Problem("state_changed", f"topic {topic.name} stands as {known.kind.word} with {known.lanes} lanes; kind and lanes are for life")
+        stands = f"topic {topic.name} stands as {known.kind.word} with {known.lanes} lanes"
+        raise Problem("state_changed", f"{stands}; kind and lanes are for life: take another name")
     if known != topic:
         tx.set_topic(topic)
     return topic, False
@@ -53,12 +54,13 @@ def remove(tx: StoreTx, now: int, command: Removal) -> None:
     """Refused while anybody has a place in it or its numbers go on elsewhere (API §9.10)."""
     name = command.name
     topic = get(tx, name)
-    if tx.groups_of_topic(topic.id):
-        raise Problem("group_busy", f"topic {name} has consumer groups; remove them first")
+    if groups := tx.groups_of_topic(topic.id):
+        raise Problem("group_busy", f"topic {name} has consumer groups; remove them first: halfmsg group rm {groups[0].name} --reason WHY")
     if tx.topic_has_keys(topic.id) and topic.kind is Kind.SEQUENCE:
         raise Problem("state_changed", f"topic {name} has ordering keys whose producers go on counting; it cannot be removed")
     if tx.topic_has_undecided(topic.id):
-        raise Problem("state_changed", f"topic {name} has half messages whose transactions are undecided; nobody could release them")
+        undecided = f"topic {name} has half messages whose transactions are undecided; nobody could release them"
+        raise Problem("state_changed", f"{undecided}. See: halfmsg tx ls --topic {name}")
     if any(tx.lane_end(topic.id, lane) for lane in range(topic.lanes)) or tx.topic_has_keys(topic.id):
         raise Problem("state_changed", f"topic {name} still keeps messages; removing them is not built yet")
     if tx.counter(kept(topic.id)):

@@ -73,7 +73,7 @@ def claim_one(tx: StoreTx, now: int, id: bytes) -> Due:
     if row is None:
         raise Problem("transaction_not_found", f"no transaction {format_id(id)} here")
     if row.state not in (State.PREPARED, State.PARKED):
-        raise Problem("state_changed", f"the transaction is decided: {row.state.word}")
+        raise Problem("state_changed", f"the transaction is decided: {row.state.word}. See: halfmsg tx show {format_id(id)}")
     return Due(row, tx.source_by_id(row.source), _topics(tx, row))
 
 
@@ -175,5 +175,5 @@ def _found(tx: StoreTx, id: bytes, if_state: str | None) -> Tx:
     if known is None:
         raise Problem("transaction_not_found", f"no transaction {format_id(id)} here")
     if if_state is not None and known.state.word != if_state:
-        raise Problem("state_changed", f"the transaction is {known.state.word}, not {if_state}")
+        raise Problem("state_changed", f"the transaction is {known.state.word}, not {if_state}. See: halfmsg tx show {format_id(id)}")
     return known
