@@ -73,7 +73,8 @@ def _key(secret: str) -> bytes:
     except (binascii.Error, UnicodeEncodeError):
         key = b""
     if not 24 <= len(key) <= 64:
-        raise ValueError("a check secret is whsec_ and the base64 of 24 to 64 random bytes; make one with `halfmsg producer rotate-secret`")
+        made = "`halfmsg producer set NAME --check-url URL` shows a new producer's, once"
+        raise ValueError(f"a check secret is whsec_ and the base64 of 24 to 64 random bytes; {made}")
     return key
 
 

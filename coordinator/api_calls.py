@@ -133,8 +133,9 @@ class Calls:
             req.query.get("state"), req.query.get("producer"), req.query.get("topic"), None if key is None else key.encode(errors="replace"),
             before, order == "newest", _int(req.query, "cursor", 0), _limit(req.query),
         )  # fmt: skip
-        found, cursor = await self.engine.read(lambda tx: looking.list_transactions(tx, want))
-        return _page([render.transaction(view) for view in found], cursor)
+        page = await self.engine.read(lambda tx: looking.list_transactions(tx, want))
+        status, out = _page([render.transaction(view) for view in page.found], page.after)
+        return status, out | ({"damaged": [{"n": n, "id": id} for n, id in page.damaged]} if page.damaged else {})
 
     async def batch(self, req: Any) -> Answer:
         plan = ops.Plan(self.engine, req.body.ops, packed=False)
@@ -313,10 +314,10 @@ class Calls:
         if req.body.check_url is not None:
             self.checks.check_url(req.body.check_url)
         wanted = producers.ProducerWanted(_name(req.path["producer"]), req.body.check_url, req.body.dialect, os.urandom)
-        source, made = await self.engine.make(producers.put, wanted)
+        source, made, drawn = await self.engine.make(producers.put, wanted)
         with contextlib.suppress(Problem):  # the answer has the secret, once; the ways are read again each second
             await self.checks.ways.refresh()
-        return (201 if made else 200), render.producer(source, {"secret": source.secret} if made else None)
+        return (201 if made else 200), render.producer(source, None if drawn is None else {"secret": drawn})
 
     async def delete_producer(self, req: Any) -> Answer:
         await self.engine.call(producers.remove, Removal(req.path["producer"], _reason(req.query)))

@@ -56,6 +56,7 @@ class Coordinator:
         self.broken: BaseException | None = None
         self.stopped = asyncio.Event()
         self.address = settings.listen
+        self.makes_store = not os.path.exists(settings.store)
         self._tasks: list[asyncio.Task[None]] = []
         self._runner: web.AppRunner | None = None
 
@@ -158,7 +159,7 @@ def banner(coordinator: Coordinator) -> list[tuple[str, str]]:
         ("Listening", f"http://{coordinator.address}"),
         ("API docs", "/openapi.json"),
         ("Metrics", f"http://{coordinator.address}/metrics"),
-        ("Store", f"{settings.store} (SQLite {sqlite3.sqlite_version}, {settings.storage.synchronous})"),
+        ("Store", f"{settings.store} ({'new, ' if coordinator.makes_store else ''}SQLite {sqlite3.sqlite_version}, {settings.storage.synchronous})"),
         ("Auth", "off (insecure)" if settings.insecure else "off (loopback)"),
     ]
     if settings.dev:

@@ -164,17 +164,21 @@ class Checks:
         self.poller.hello(producer)
 
     async def ask_now(self, producer: str, ids: Sequence[str]) -> list[dict[str, object]]:
-        """Ask about these ids at once and apply the answers: an operator's first tool (R4)."""
-        found = []
+        """Ask about these ids at once and apply the answers: an operator's first tool (R4). Of another producer's nothing is asked: it says whose."""
+        found: list[ports.DueCheck] = []
+        others: list[dict[str, object]] = []
         for id in ids:
             due = await self.engine.call(verdicts.claim_one, parse_id(id))
             if due.producer.name == producer:
                 found.append(check_of(due))
+            else:
+                whose = f"not asked: it is of producer {due.producer.name}. Ask: halfmsg check {due.producer.name} {format_id(due.tx.id)}"
+                others.append({"id": format_id(due.tx.id), "verdict": Result.NO_ANSWER.value, "detail": whose})
         started = self.engine.clock.monotonic()
         rulings = await self._first_answers(producer, found)
         took_ms = int((self.engine.clock.monotonic() - started) * 1000)
         await self.store.apply_rulings([(check, rulings[check.id], took_ms) for check in found])
-        return [
+        return others + [
             {"id": check.id, "verdict": rulings[check.id].result.value, "detail": rulings[check.id].detail, "took_ms": took_ms} for check in found
         ]
 

@@ -8,6 +8,7 @@ will be allowed to delete is a violation here until then.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from .digests import message_digest
+from .ids import format_id
 
 ROWS_MAX: Final = 20
 SAMPLE_MESSAGES: Final = 200
@@ -358,7 +360,7 @@ def _asked(conn: sqlite3.Connection, name: str, sql: str, meaning: str, steps_ma
     try:
         cursor = conn.execute(sql)
         columns = [column[0] for column in cursor.description]
-        rows = tuple(dict(zip(columns, map(_plain, row), strict=True)) for row in cursor.fetchall())
+        rows = tuple(_named(conn, dict(zip(columns, map(_plain, row), strict=True))) for row in cursor.fetchall())
     except sqlite3.DatabaseError as error:
         if _code(error) == sqlite3.SQLITE_INTERRUPT:
             return Finding(name, None, (), meaning)
@@ -378,6 +380,16 @@ def _unreadable(name: str, meaning: str, error: sqlite3.DatabaseError) -> Findin
     if _code(error) not in (0, sqlite3.SQLITE_CORRUPT):
         raise error
     return Finding(name, False, ({"error": str(error)},), meaning)
+
+
+def _named(conn: sqlite3.Connection, row: dict[str, Any]) -> dict[str, Any]:
+    """A row that numbers a message names it too, where its transaction can be read: that is what other commands take."""
+    if isinstance(m := row.get("m"), int) and m >= 0:
+        with contextlib.suppress(sqlite3.DatabaseError):
+            owner = conn.execute("SELECT id FROM tx WHERE n = ?", (m >> 10,)).fetchone()
+            if owner is not None and isinstance(owner[0], bytes) and len(owner[0]) == 16:
+                return {"message": f"{format_id(owner[0])}-{m & 1023}"} | row
+    return row
 
 
 def _plain(value: Any) -> Any:
@@ -409,7 +421,7 @@ def _check_bodies(conn: sqlite3.Connection, limit: int, sample: int) -> Finding:
             break
         after = row[0]
         if not _is_sound(*row[1:]):
-            wrong.append({"m": after, "topic": row[1]})
+            wrong.append(_named(conn, {"m": after, "topic": row[1]}))
     return Finding("body_is_as_sent", not wrong, tuple(wrong), BODY_MEANING)
 
 

@@ -79,6 +79,8 @@ class Env:
         """Topics and groups that were past a limit at the last look (loops.py)."""
         self.storage_low = False
         """Free disk was under the limit at the last look."""
+        self.free_bytes: int | None = None
+        """Free disk at the last look."""
 
     def turn(self, group: str) -> int:
         """A number that goes up with each fetch of a group: none of its topics and lanes is always the last."""

@@ -42,6 +42,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "rate_limited": (429, "Too many requests"),
     "backlog_full": (429, "The topic is at its limit"),
     "too_many_in_doubt": (429, "The producer has too many half messages in doubt"),
+    "row_damaged": (500, "What is stored of it is damaged"),
     "internal": (500, "A defect of the coordinator"),
     "not_supported": (501, "Known, but not built yet"),
     "overloaded": (503, "The coordinator's queue is full"),

@@ -7,6 +7,9 @@ import sys
 from typing import Any
 
 import structlog
+from aiohttp.http_exceptions import HttpProcessingError
+
+log = logging.getLogger("halfmsg.api")
 
 SECRET_WORDS = ("secret", "token", "password", "authorization")
 
@@ -17,6 +20,19 @@ def _mask(_: Any, __: str, event: Any) -> Any:
         if any(word in name.lower() for word in SECRET_WORDS):
             event[name] = "***"
     return event
+
+
+class NotHttp(logging.Filter):
+    """What is no HTTP (garbage, TLS, a scanner) is answered 400 and is no defect of ours: one line for who debugs, in place of an error with
+    aiohttp's traceback for each piece. Everything else is let through.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, HttpProcessingError):
+            return True
+        log.debug("%s: %s", record.getMessage(), " ".join(str(error).split())[:200])
+        return False
 
 
 def configure(*, dev: bool) -> None:
@@ -39,3 +55,4 @@ def configure(*, dev: bool) -> None:
     root.setLevel(logging.INFO)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     logging.getLogger("aiohttp").setLevel(logging.WARNING)
+    logging.getLogger("aiohttp.server").addFilter(NotHttp())

@@ -99,7 +99,17 @@ class Ticks:
         for id in env.full.groups - before.groups:
             name, topic = engine.names.group_name(id)
             log.warning("group %s is handed nothing new of topic %s: %d of its messages wait for another attempt", name, topic, capacity.FAILING_MAX)
-        env.storage_low = shutil.disk_usage(engine.path.resolve().parent).free < engine.settings.storage.free_bytes_min
+        self._look_at_disk()
+
+    def _look_at_disk(self) -> None:
+        env, path, limit = self.engine.env, self.engine.path.resolve(), self.engine.settings.storage.free_bytes_min
+        was_low = env.storage_low
+        env.free_bytes = shutil.disk_usage(path.parent).free
+        env.storage_low = env.free_bytes < limit
+        if env.storage_low and not was_low:
+            log.error("new messages are refused: the disk of %s has %d bytes free, under storage.free_bytes_min, %d", path, env.free_bytes, limit)
+        elif was_low and not env.storage_low:
+            log.warning("new messages are taken again: the disk of %s has %d bytes free", path, env.free_bytes)
 
     async def checkpoint(self) -> None:
         """The writer checkpoints as it goes; a WAL that grew past that is cut here."""

@@ -22,6 +22,8 @@ OTHER: Final = "other"
 
 CHECK_RESULTS: Final = ("committed", "rolled_back", "running", "unknown", "no_answer")
 OPERATOR_ACTS: Final = ("tx.park", "tx.commit", "tx.rollback", "topic.rm", "group.rm", "producer.rm")
+ALARMING: Final = ("storage_full", "storage_unavailable", "outcome_unknown", "row_damaged", "internal")
+"""Refusals that stand at 0 from the start: a series that begins at 1 hides its first event from `increase()`."""
 REDELIVERY_REASONS: Final = ("nack", "lease_expired")
 DEAD_REASONS: Final = ("attempts", "rejected")
 _METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
@@ -189,6 +191,8 @@ class Metrics:
         for act in OPERATOR_ACTS:
             self._acts(act)
         self._rejected = _Children(self._counter("requests_rejected", "Operations refused, by error code.", "code"))
+        for code in ALARMING:
+            self._rejected(code)
         self._http_s = _Children(
             Histogram(
                 "http_server_request_duration_seconds",
@@ -286,7 +290,7 @@ class Metrics:
         self._http_s(method if method in _METHODS else "_OTHER", route or "unmatched", str(status)).observe(seconds)
 
     def rejected(self, code: str) -> None:
-        """An operation was refused with this error code (errors.CODES), by any face."""
+        """An operation was refused with this error code (errors.CODES), by any face: a call, one of a batch or a stream, a hello, a subscription."""
         self._rejected(code).inc()
 
     def loop_lag(self, seconds: float) -> None:

@@ -50,9 +50,7 @@ _BY_TYPE: dict[type, Callable[[Any, bool, int], Call]] = {
 
 
 def result_of(value: Any) -> dict[str, Any]:
-    """`{ok: …}` or `{error: …}`."""
-    if isinstance(value, Problem):
-        return {"error": render.problem(value)}
+    """`{ok: …}`"""
     if isinstance(value, TransactionView):
         return {"ok": render.transaction(value)}
     return {"ok": render.items(value)}
@@ -65,6 +63,7 @@ class Plan:
         self.results: list[Any] = [None] * len(ops)
         self.calls: list[Call] = []
         self._at: list[int] = []
+        self._metrics = engine.metrics
         now_ms = engine.clock.now_ms()
         for index, op in enumerate(ops):
             try:
@@ -74,15 +73,20 @@ class Plan:
                 if isinstance(call[1], Content):
                     engine.check_open()
             except Problem as problem:
-                self.results[index] = {"error": render.problem(problem)}
+                self.results[index] = self._refused(problem)
             else:
                 self.calls.append(call)
                 self._at.append(index)
 
     def fill(self, answers: list[Any]) -> list[Any]:
         for index, answer in zip(self._at, answers, strict=True):
-            self.results[index] = result_of(answer)
+            self.results[index] = self._refused(answer) if isinstance(answer, Problem) else result_of(answer)
         return self.results
+
+    def _refused(self, problem: Problem) -> dict[str, Any]:
+        """`{error: …}`, counted as a call of its own would be."""
+        self._metrics.rejected(problem.code)
+        return {"error": render.problem(problem)}
 
     def refuse(self, problem: Problem) -> list[Any]:
         """The door refused the envelope as a whole."""

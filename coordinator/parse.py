@@ -85,6 +85,8 @@ def _in_order(messages: tuple[NewMessage, ...]) -> tuple[NewMessage, ...]:
 
 
 def plain(given: wire.PlainSend, topic: str, *, now_ms: int) -> Content:
+    if given.topic:
+        raise Problem("bad_request", f"the path names the topic, {topic}: leave it out of the body - at `$.topic`")
     if given.sequence is not None or given.index is not None:
         raise Problem("bad_request", "a plain send has no sequence and no index")
     one = message(given, 0, packed=False, topic=topic)

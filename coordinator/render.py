@@ -145,6 +145,7 @@ def group(groups: list[Group], topics: dict[int, str], extra: dict[str, Any] | N
         "backoff": {"first_s": first.backoff_first_ms / 1000, "max_s": first.backoff_max_ms / 1000},
         "generation": max(each.generation for each in groups),
         "paused": first.paused,
+        "inbox": next((each.inbox.hex() for each in groups if each.inbox is not None), None),
     } | (extra or {})
 
 

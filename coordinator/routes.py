@@ -235,7 +235,7 @@ ROUTES: tuple[Route, ...] = (
         "PUT",
         "/v1/producers/{producer}",
         "put_producer",
-        "Make or change a producer; the first answer has its secret",
+        "Make or change a producer; the answer that draws its secret shows it, once",
         wire.ProducerIn,
         None,
         200,

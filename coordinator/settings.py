@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
@@ -181,9 +181,18 @@ def _culprit(words: str) -> str:
 def _near(name: str) -> str:
     known = list(flatten(msgspec.to_builtins(Settings())))
     if name in known:
-        return "Mend it there"
+        words = _words(name)
+        return f"It is one of {', '.join(words)}" if words else "Mend it there"
     near = get_close_matches(name, known, 1)
     return f"Did you mean {near[0]}?" if near else "Leave it out: `halfmsg config show` has the names"
+
+
+def _words(name: str) -> tuple[str, ...]:
+    """What a setting may be, where it is one of a few words."""
+    kind: Any = Settings
+    for part in name.split("."):
+        kind = get_type_hints(kind)[part]
+    return get_args(kind) if get_origin(kind) is Literal else ()
 
 
 def _from_file(config: Path | None) -> list[tuple[str, Any, str]]:

@@ -159,6 +159,7 @@ class Connection:
             try:
                 await self._frame(message.data if isinstance(message.data, bytes) else message.data.encode())
             except Problem as problem:
+                self.engine.metrics.rejected(problem.code)
                 self.send({"type": "error", "error": render.problem(problem)})
                 await asyncio.sleep(0)
                 await self.close(4400, problem.code.encode())
@@ -232,6 +233,7 @@ class Connection:
             try:
                 await self.engine.call(producers.hello, command)
             except Problem as problem:
+                self.engine.metrics.rejected(problem.code)
                 refused.append({"name": each.name, "code": problem.code, "detail": problem.detail})
             else:
                 accepted[each.name] = each.source
@@ -268,6 +270,7 @@ class Connection:
         subscription = self.subscriptions.pop(group, None)
         if subscription is not None:
             subscription.stop()
+        self.engine.metrics.rejected(problem.code)
         self.send({"type": "error", "group": group, "error": render.problem(problem)})
 
     async def _join(self, frame: wire.SubscribeFrame) -> None:

@@ -193,7 +193,8 @@ class FetchIn(_Strict, kw_only=True):
 class PlainSend(MessageIn, kw_only=True):
     """`POST /v1/topics/{topic}/messages`: M without its topic (the path has it) and with the transaction's id."""
 
-    topic: Literal[""] = ""
+    topic: Text = ""
+    """For a clear answer alone (parse.py)."""
     id: TxId | None = None
 
 

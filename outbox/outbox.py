@@ -162,9 +162,8 @@ class Outbox:
         topic = self._known.get(message.topic)
         if topic is None:
             if self._known and not self._dev:
-                raise UsageError(
-                    "topic_not_found", f"no topic {message.topic} at the coordinator; make it with: halfmsg topic create {message.topic}"
-                )
+                create = f"halfmsg topic create {message.topic} --kind {'unordered' if message.key is None else 'sequence'}"
+                raise UsageError("topic_not_found", f"no topic {message.topic} at the coordinator; make it with: {create}")
             return
         kind = topic["kind"]
         if (kind == "unordered") != (message.key is None):

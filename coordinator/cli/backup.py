@@ -9,15 +9,17 @@ from typing import Any
 
 import click
 
-from .common import emit, json_option, now_ms
+from .common import emit, finding, json_option, now_ms
 from .lazy import Failure
+from .serve import load, settings_options
 
 
 @click.command()
 @click.argument("target", metavar="FILE", type=click.Path(path_type=Path))
-@click.option("--store", type=click.Path(path_type=Path), envvar="HALFMSG_STORE", default="halfmsg.db", show_default=True, help="The store.")
+@click.option("--store", type=click.Path(path_type=Path), help="The store; else that of the settings, as for `halfmsg serve`.")
+@settings_options
 @json_option
-def backup(target: Path, store: Path, as_json: bool) -> None:
+def backup(target: Path, store: Path | None, config: Path | None, assigned: tuple[str, ...], as_json: bool) -> None:
     """Write a checked copy of the store to FILE; the coordinator may be running.
 
     Exit code 1 if it could not be made, or if the store itself breaks an invariant: then it is made, and what is wrong is listed.
@@ -28,6 +30,7 @@ def backup(target: Path, store: Path, as_json: bool) -> None:
 
     from .. import backup as copies
 
+    store = store or Path(load(config, assigned, {})[0].store)
     with _one_line():
         made = copies.backup(store, target, now_ms=now_ms(), version=__version__, progress=_progress())
     if as_json:
@@ -103,6 +106,6 @@ def _tell(findings: tuple[Any, ...], words: str) -> None:
     for found in findings:
         click.echo(f"FAIL {found.name}: {found.meaning}", err=True)
         for row in found.rows[:5]:
-            click.echo("     " + "  ".join(f"{name}={value}" for name, value in row.items()), err=True)
+            click.echo(f"     {finding(row)}", err=True)
     if findings:
         raise Failure(words, 1)

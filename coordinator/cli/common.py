@@ -49,6 +49,7 @@ def connected(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("-v", "--verbose", is_flag=True, help="Print the HTTP calls.")
     @functools.wraps(command)
     def inner(*args: Any, url: str, verbose: bool, **kwargs: Any) -> Any:
+        http.check_namespace()
         return command(http.Remote(url, http.token(), verbose=verbose), *args, **kwargs)
 
     return inner
@@ -134,6 +135,19 @@ def _table(titles: list[str], cells: list[list[str]]) -> None:
     for line in cells:
         table.add_row(*map(Text, line))
     Console().print(table)
+
+
+def finding(row: Mapping[str, Any]) -> str:
+    """A row of `doctor`: `message=018f…-0  topic=orders`; what says all by itself has no name before it, and ids are as other commands take them."""
+    if len(row) == 1 and (words := row.get("next") or row.get("error")):
+        return str(words)
+    return "  ".join(f"{name}={_id(value)}" for name, value in row.items())
+
+
+def _id(value: object) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[0-9A-Fa-f]{32}", value):
+        return "-".join(value.lower()[start:end] for start, end in ((0, 8), (8, 12), (12, 16), (16, 20), (20, 32)))
+    return _cell(value)
 
 
 def now_ms() -> int:

@@ -6,7 +6,7 @@ import click
 
 from . import http
 from .common import Column, Item, age, connected, emit, fields, json_option, page, paged
-from .lazy import Noun
+from .lazy import Failure, Noun
 from .tail import text_of
 
 NOT_BUILT = {
@@ -44,13 +44,16 @@ def ls(remote: http.Remote, group: str | None, topic: str | None, as_json: bool,
 
 
 @dlq.command()
-@click.argument("id_", metavar="ID")
-@click.option("--group", required=True)
+@click.argument("id_", metavar="ID", type=click.IntRange(1))
+@click.option("--group", help="A dead letter of this group.")
+@click.option("--topic", help="A dead letter of the topic itself.")
 @json_option
 @connected
-def show(remote: http.Remote, id_: str, group: str, as_json: bool) -> None:
+def show(remote: http.Remote, id_: int, group: str | None, topic: str | None, as_json: bool) -> None:
     """One dead letter: its body, and what happened at each attempt."""
-    item = remote.get(http.path("groups", group, "dead-letters", id_))
+    if (group is None) == (topic is None):
+        raise click.UsageError("name --group G or --topic T")
+    item = remote.get(http.path("groups", group, "dead-letters", str(id_))) if group is not None else _of_topic(remote, topic or "", id_)
     body = _body(remote, item.get("message_id"))
     if as_json:
         emit(item | ({"message": body} if body else {}))
@@ -60,6 +63,14 @@ def show(remote: http.Remote, id_: str, group: str, as_json: bool) -> None:
         click.echo(f"  {line}")
     if body:
         click.echo(text_of(body))
+
+
+def _of_topic(remote: http.Remote, topic: str, id: int) -> Item:
+    """The first of the page that begins there."""
+    for item in remote.get(http.path("topics", topic, "dead-letters"), cursor=id - 1, limit=1)["items"]:
+        if item["id"] == id:
+            return dict(item)
+    raise Failure(f"no dead letter {id} of topic {topic} itself. List them: halfmsg dlq ls --topic {topic}", 1)
 
 
 def _body(remote: http.Remote, message_id: str | None) -> Item | None:

@@ -9,10 +9,12 @@ from pathlib import Path
 import click
 
 from . import http
-from .common import Item, connected, emit, json_option, now_ms
+from .common import Item, connected, emit, finding, json_option, now_ms
 from .lazy import Failure
 
 CLOCK_DIFFERENCE_MS = 5_000
+DOCTOR_TIMEOUT_S = 60.0
+"""It looks through the whole store, each check within its limit of work."""
 LIVE_STEPS_MAX = 200_000_000
 """About four seconds a statement, where a coordinator works beside it."""
 LIVE_BYTES_MAX = 512 * 1024 * 1024
@@ -30,7 +32,7 @@ def doctor(remote: http.Remote, store: Path | None, limit: int, sample: int, as_
     if store is not None:
         items, restored, warnings = of_file(store, limit, sample)
     else:
-        answer = remote.get("/v1/doctor")
+        answer = remote.call("GET", "/v1/doctor", timeout_s=DOCTOR_TIMEOUT_S)
         items, restored, warnings = answer["items"], answer.get("restored"), _notes(remote)
     failed = [item for item in items if item["ok"] is False]
     if as_json:
@@ -110,7 +112,7 @@ def _print(items: list[Item], warnings: list[str], failed: list[Item], limit: in
     for item in failed:
         click.echo(f"FAIL {item['name']}: {item['meaning']}")
         for row in item["rows"][:limit]:
-            click.echo("     " + "  ".join(f"{name}={value}" for name, value in row.items()))
+            click.echo(f"     {finding(row)}")
 
 
 def _library_note() -> list[str]:

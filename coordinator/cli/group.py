@@ -23,7 +23,7 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
-@click.group(cls=Noun, not_built={"seek": "A new group starts anywhere: halfmsg group create G --topic T --start earliest|latest"})
+@click.group(cls=Noun, not_built={"seek": "A new group starts at either end: halfmsg group create G --topic T --start latest (or earliest)"})
 def group() -> None:
     """Consumer groups: lag, oldest age, members."""
 
@@ -69,7 +69,11 @@ def create(
         body["lease_s"] = lease_s
     if max_attempts is not None:
         body["max_attempts"] = _attempts(max_attempts)
-    fields(remote.call("PUT", http.path("groups", name), body), as_json=as_json)
+    stored = remote.call("PUT", http.path("groups", name), body)
+    fields(stored, as_json=as_json)
+    if stored.get("start") not in (None, start):
+        note = f"{name} was made with start {stored['start']} and keeps its place: --start {start} changes nothing. A new name starts anywhere"
+        click.echo(note, err=True)
 
 
 def _attempts(text: str) -> int | None:

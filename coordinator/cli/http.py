@@ -6,10 +6,12 @@ import http.client
 import json
 import os
 import ssl
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,12 @@ import click
 from .lazy import Failure
 
 DEFAULT_URL = "http://127.0.0.1:7610"
-TIMEOUT_S = 35.0
-"""Longer than the longest wait that the server offers (30 s)."""
+ACT_TIMEOUT_S = 35.0
+"""Longer than the longest wait that the server offers (30 s), and than asking a producer."""
+READ_TIMEOUT_S = 15.0
+"""A look can be repeated, so it is given up sooner."""
+NOTICE_S = 3.0
+"""So long may an answer take before it is said that it is waited for."""
 
 EXIT_BY_STATUS = {400: 2, 401: 4, 403: 4, 404: 1, 405: 2, 409: 5, 413: 2, 415: 2, 422: 2, 429: 75, 501: 2, 503: 75, 504: 3, 507: 75}
 NEXT = {
@@ -71,14 +77,37 @@ class Remote:
     def get(self, path: str, **query: object) -> Any:
         return self.call("GET", path, query=query)
 
-    def call(self, method: str, path: str, body: Mapping[str, Any] | bytes | None = None, *, query: Mapping[str, object] | None = None) -> Any:
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | bytes | None = None,
+        *,
+        query: Mapping[str, object] | None = None,
+        timeout_s: float | None = None,
+    ) -> Any:
         """The answer's JSON (None for an empty one). Query values that are None are left out. Raises Failure, Refused."""
+        timeout_s = timeout_s or (READ_TIMEOUT_S if method == "GET" else ACT_TIMEOUT_S)
         asked = {name: value for name, value in (query or {}).items() if value is not None}
         url = self.url + path + (f"?{urllib.parse.urlencode(asked)}" if asked else "")
         data = None if body is None else body if isinstance(body, bytes) else json.dumps(body, ensure_ascii=False).encode()
         if self._verbose:
             click.echo(f"{method} {url}{' ' + data.decode(errors='replace') if data else ''}", err=True)
-        return self._send(urllib.request.Request(url, data, self._headers(data is not None), method=method))
+        request = urllib.request.Request(url, data, self._headers(data is not None), method=method)
+        with self._notice(timeout_s):
+            return self._send(request, timeout_s)
+
+    @contextmanager
+    def _notice(self, timeout_s: float) -> Iterator[None]:
+        """A command that says nothing for half a minute is taken for one that hangs."""
+        words = f"{self.url} has not answered for {NOTICE_S:g} s; waiting up to {timeout_s:g} s, Ctrl-C ends it"
+        timer = threading.Timer(NOTICE_S, click.echo, (words,), {"err": True})
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _headers(self, has_body: bool) -> dict[str, str]:
         headers = {"Accept": "application/json", "User-Agent": "halfmsg-cli"}
@@ -88,9 +117,9 @@ class Remote:
             headers["Authorization"] = f"Bearer {self._token}"
         return headers
 
-    def _send(self, request: urllib.request.Request) -> Any:
+    def _send(self, request: urllib.request.Request, timeout_s: float) -> Any:
         try:
-            with self._opener.open(request, timeout=TIMEOUT_S) as answer:
+            with self._opener.open(request, timeout=timeout_s) as answer:
                 self._note_time(answer.headers)
                 text = answer.read()
         except urllib.error.HTTPError as error:
@@ -98,21 +127,25 @@ class Remote:
                 self._note_time(error.headers)
                 raise _refusal(error, self.url) from None
         except (OSError, http.client.HTTPException) as error:
-            raise self._unreachable(error) from error
+            raise self._unreachable(error, request.get_method(), timeout_s) from error
         return _json(text, self.url)
 
     def _note_time(self, headers: Any) -> None:
         text = headers.get("Halfmsg-Time") or ""
         self.time_ms = int(text) if text.isdigit() else self.time_ms
 
-    def _unreachable(self, error: Exception) -> Failure:
+    def _unreachable(self, error: Exception, method: str, timeout_s: float) -> Failure:
         reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):
-            return Failure(f"{self.url} did not answer within {TIMEOUT_S:.0f} s. It may have done the work: look before you repeat", 3)
+            read = "Is the coordinator stopped, or its disk stuck? Look at its log"
+            then = read if method == "GET" else "It may have done the work: look before you repeat"
+            return Failure(f"{self.url} did not answer within {timeout_s:g} s. {then}", 3)
         if isinstance(reason, ssl.SSLError):
             return Failure(f"no TLS with {self.url}: {reason}. A coordinator without TLS is http://", 3)
         what = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
-        return Failure(f"no coordinator answers at {self.url} ({what}). Start one: halfmsg serve --dev, or name another: --url or HALFMSG_URL", 3)
+        where = "Is that where it should be? Another is named with --url or HALFMSG_URL"
+        start = "If it belongs here, start it on its store: halfmsg serve --store FILE"
+        return Failure(f"no coordinator answers at {self.url} ({what}). {where}. {start}", 3)
 
 
 def _refusal(error: urllib.error.HTTPError, url: str) -> Failure:
@@ -138,6 +171,13 @@ def _json(text: bytes, url: str) -> Any:
 def path(*parts: str) -> str:
     """`/v1/a/b`, each part quoted."""
     return "/v1/" + "/".join(urllib.parse.quote(part, safe="") for part in parts)
+
+
+def check_namespace() -> None:
+    """Refuses what would act on another namespace than the one that was meant."""
+    named = os.environ.get("HALFMSG_NAMESPACE", "default")
+    if named not in ("", "default"):
+        raise Failure(f"HALFMSG_NAMESPACE={named}: namespaces are known and not built yet, there is only default. Unset it", 2)
 
 
 def token() -> str | None:

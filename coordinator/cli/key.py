@@ -5,11 +5,13 @@ from __future__ import annotations
 import click
 
 from . import http
-from .common import Column, Item, age, connected, json_option, page, paged, rows
+from .common import Column, Item, connected, json_option, page, paged, rows, span
 from .lazy import Failure, Noun
 
 
 def _waits(item: Item) -> str:
+    if blocked := item.get("blocked"):
+        return f"failed {blocked['attempts']}x ({blocked.get('error') or 'no reason given'}), {blocked['waiting']} wait behind it"
     if item.get("stopped"):
         return f"stopped at {item['next']}: another message has one of its numbers"
     held = item.get("held") or []
@@ -21,8 +23,9 @@ COLUMNS: tuple[Column, ...] = (
     ("key", lambda item: item["key"]),
     ("producer", lambda item: item.get("producer")),
     ("number", _waits),
-    ("since", lambda item: age(item.get("since"))),
-    ("undecided", lambda item: ",".join(item.get("undecided", ()))),
+    ("since", lambda item: span(item["since_s"] * 1000) if item.get("since_s") is not None else ""),
+    ("held by", lambda item: item.get("holder")),
+    ("undecided", lambda item: ",".join([*item.get("undecided", ()), *(f"number {n} (damaged: halfmsg doctor)" for n in item.get("damaged", ()))])),
 )
 
 

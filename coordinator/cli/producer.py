@@ -56,7 +56,7 @@ def show(remote: http.Remote, name: str, as_json: bool) -> None:
 @json_option
 @connected
 def set_(remote: http.Remote, name: str, check_url: str | None, dialect: str | None, as_json: bool) -> None:
-    """Make or change a producer. The first time it prints the secret that signs questions and answers; it is shown once."""
+    """Make or change a producer. The first time it prints the secret that signs questions and answers over HTTP; it is shown once."""
     body = {field: value for field, value in (("check_url", check_url), ("dialect", dialect)) if value is not None}
     answer = remote.call("PUT", http.path("producers", name), _kept(remote, name) | body)
     fields(answer, as_json=as_json)

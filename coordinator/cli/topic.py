@@ -32,7 +32,7 @@ def topic() -> None:
 def ls(remote: http.Remote, as_json: bool, limit: int, cursor: str | None) -> None:
     """All topics, by name."""
     answer = remote.get("/v1/topics", limit=limit, cursor=cursor)
-    page(answer, COLUMNS, as_json=as_json, empty="no topics; make one: halfmsg topic create T --kind K")
+    page(answer, COLUMNS, as_json=as_json, empty="no topics; make one: halfmsg topic create T --kind unordered (or sequence, arrival)")
 
 
 @topic.command()

@@ -33,9 +33,16 @@ def ls(remote: http.Remote, older: float | None, newest: bool, as_json: bool, **
     """Transactions, oldest first."""
     asked |= {"older_than_s": None if older is None else int(older), "order": "newest" if newest else None}
     answer = remote.get("/v1/transactions", **asked)
+    _warn_of_damage(answer)
     while answer.get("next") and not answer["items"]:  # it looks at a bounded number of others a page
         answer = remote.get("/v1/transactions", **asked | {"cursor": answer["next"]})
+        _warn_of_damage(answer)
     page(answer, COLUMNS, as_json=as_json, empty="no such transactions")
+
+
+def _warn_of_damage(answer: Item) -> None:
+    for row in answer.get("damaged", ()):
+        click.echo(f"damaged: {row['id']}, the row of transaction number {row['n']}, is passed over. Look: halfmsg doctor", err=True)
 
 
 def _topics(item: Item) -> str:
@@ -43,6 +50,8 @@ def _topics(item: Item) -> str:
 
 
 def _remark(item: Item) -> str:
+    if not item.get("producer"):
+        return "plain send"
     if item["state"] in ("committed", "rolled_back"):
         return f"by {item.get('decided_by', '?')}"
     asked = f"asked {item['attempts']}x" if item.get("attempts") else ""

@@ -40,7 +40,7 @@ def put(tx: StoreTx, now: int, wanted: GroupWanted) -> tuple[list[Group], bool]:
     if not known:
         return [tx.add_group(group, at_end=wanted.start == "latest") for group in new], True
     if {_shape(g) for g in known} != {_shape(g) for g in new}:
-        instead = f"take another name, or remove it first: halfmsg group rm {wanted.name}"
+        instead = f"take another name, or remove it first: halfmsg group rm {wanted.name} --reason WHY"
         raise Problem("state_changed", f"group {wanted.name} stands with other topics or filters; {instead}")
     for group in known:
         changed = _with_policy(group, wanted)
@@ -118,7 +118,7 @@ def remove(tx: StoreTx, now: int, command: Removal) -> None:
     groups = groups_of(tx, name)
     for group in groups.values():
         if tx.has_flights(group.id) or tx.env.members.live(group.id, now):
-            raise Problem("group_busy", f"group {name} has members at work; stop them first")
+            raise Problem("group_busy", f"group {name} has members at work; stop them first. How many: halfmsg group show {name}")
         if tx.count_dead(group.id, 1):
             raise Problem("group_busy", f"group {name} has dead letters; nothing is dropped silently: look at halfmsg dlq ls --group {name}")
     for group in groups.values():

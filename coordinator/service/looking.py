@@ -11,6 +11,7 @@ from ..errors import Problem
 from ..ids import format_id
 from ..messages import Group, Kind, Logged, Reason, Source, Topic, TransactionView, Tx
 from ..states import State
+from ..store.base import RowDamaged
 from ..store.sqlite.base import Q
 from ..store.sqlite.deliveries import Deliveries
 from ..store.sqlite.transactions import tx_of
@@ -20,6 +21,7 @@ from .settling import groups_of
 SCAN_MAX, STEP = 20_000, 1_000
 DEAD_COUNT_MAX = 100_000
 NEWEST = 2**53
+DAMAGED_MAX = 100
 LOOK_MAX, LOOK_STEP, LOOK_BYTES_MAX = 10_000, 100, 4 * 1024 * 1024
 
 
@@ -36,25 +38,47 @@ class Listing(Struct, frozen=True):
     limit: int
 
 
-def list_transactions(tx: Deliveries, want: Listing) -> tuple[list[TransactionView], int | None]:
-    """(page, cursor of the next one). Looks at no more than 20,000 rows a page, then gives what it has and where to go on."""
+class Listed(Struct):
+    """A page. `after`: where the next one begins; `damaged`: rows passed over, (number, id) of the first hundred, whatever was asked for."""
+
+    found: list[TransactionView]
+    damaged: list[tuple[int, str]]
+    after: int | None = None
+
+
+def list_transactions(tx: Deliveries, want: Listing) -> Listed:
+    """Looks at no more than 20,000 rows a page, then gives what it has and where to go on. A damaged row hides no other."""
     state = None if want.state is None else _state(want.state)
     source = None if want.producer is None else producers.get(tx, want.producer)
-    found: list[TransactionView] = []
+    page = Listed([], [])
     statement = Q.tx_before if want.newest else Q.tx_after
     after, seen = want.after or (NEWEST if want.newest else 0), 0
-    while seen < SCAN_MAX and len(found) < want.limit:
-        rows = [tx_of(row) for row in tx.all(statement, after, STEP)]
+    while seen < SCAN_MAX and len(page.found) < want.limit:
+        rows = tx.all(statement, after, STEP)
         for row in rows:
-            after = row.n
-            if _wanted(tx, row, want, state, source):
-                found.append(_view(tx, row))
-                if len(found) == want.limit:
-                    break
+            after = row[0]
+            try:
+                _take(tx, page, tx_of(row), want, state, source)
+            except RowDamaged:
+                page.damaged += [(row[0], _id_text(row[1]))] if len(page.damaged) < DAMAGED_MAX else []
+            if len(page.found) == want.limit:
+                break
         seen += len(rows)
         if len(rows) < STEP:
-            return found, (after if len(found) == want.limit else None)
-    return found, after
+            page.after = after if len(page.found) == want.limit else None
+            return page
+    page.after = after
+    return page
+
+
+def _take(tx: Deliveries, page: Listed, row: Tx, want: Listing, state: State | None, source: Source | None) -> None:
+    if _wanted(tx, row, want, state, source):
+        page.found.append(_view(tx, row))
+
+
+def _id_text(id: object) -> str:
+    """Of a row that is damaged, so it may be anything."""
+    return format_id(id) if isinstance(id, bytes) and len(id) == 16 else repr(id)[:80]
 
 
 def _state(word: str) -> State:
@@ -241,12 +265,20 @@ def dead_letter(tx: Deliveries, name: str, id: int) -> dict[str, Any]:
 
 def _dead(tx: Deliveries, row: tuple[Any, ...]) -> dict[str, Any]:
     id, _, topic, lane, off, okey, seq, m, reason, attempts, first_out, at, history = row
-    owner = tx.find_n(m >> 10)
+    owner, _ = _owner(tx, m >> 10)
     return {
         "id": id, "topic": tx.topic_by_id(topic).name, "message_id": None if owner is None else f"{format_id(owner.id)}-{m & 1023}", "lane": lane,
         "offset": off, "key": None if okey is None else tx.key_name(okey)[3].decode(), "sequence": seq, "reason": Reason(reason).word,
         "attempts": attempts, "first_out": first_out, "at": at, "history": history,
     }  # fmt: skip
+
+
+def _owner(tx: Deliveries, n: int) -> tuple[Tx | None, bool]:
+    """(the transaction of this number, is its row damaged): a list of something else goes on over it."""
+    try:
+        return tx.find_n(n), False
+    except RowDamaged:
+        return None, True
 
 
 def keys_with_gaps(tx: Deliveries, after: int, limit: int, topic: str | None = None) -> list[dict[str, Any]]:
@@ -276,12 +308,14 @@ def blocked_keys(tx: Deliveries, name: str, after: int, limit: int) -> list[dict
 def key_state(tx: Deliveries, okey: int) -> dict[str, Any]:
     topic, source, incarnation, name = tx.key_name(okey)
     key = tx.key(okey)
+    open_now = {n: _owner(tx, n) for n in tx.open_on_key(okey, 20)}
+    damaged = [n for n, (_, is_damaged) in open_now.items() if is_damaged]
     return {
         "id": okey, "topic": tx.topic_by_id(topic).name, "key": name.decode(), "producer": tx.source_by_id(source).name if source else None,
         "incarnation": incarnation, "next": key.next_seq, "stopped": key.stopped, "draining": key.draining,
         "held": [seq for seq, _ in tx.all(Q.held_of_key, okey, 100)],
-        "undecided": [format_id(row.id) for n in tx.open_on_key(okey, 20) if (row := tx.find_n(n)) is not None],
-    }  # fmt: skip
+        "undecided": [format_id(row.id) for row, _ in open_now.values() if row is not None],
+    } | ({"damaged": damaged} if damaged else {})  # fmt: skip
 
 
 def keys_named(tx: Deliveries, topic_name: str, key: str) -> list[dict[str, Any]]:

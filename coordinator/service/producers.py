@@ -45,7 +45,9 @@ def of(tx: StoreTx, name: str, db_id: bytes | None) -> Source:
     if db_id == source.db_id:
         return source
     if db_id is None or source.db_id is not None:
-        raise Problem("wrong_source", f"producer {name} is bound to source {source.db_id.hex() if source.db_id else None}; this is another database")
+        bound = f"producer {name} is bound to the database {source.db_id.hex() if source.db_id else None}"
+        said = "this call names no source" if db_id is None else f"{db_id.hex()} is another database"
+        raise Problem("wrong_source", f"{bound}; {said}. See: halfmsg producer show {name}")
     return _bind(tx, source, db_id)
 
 
@@ -78,16 +80,17 @@ def beat(tx: StoreTx, now: int, command: Beat) -> Source:
     return source
 
 
-def put(tx: StoreTx, now: int, wanted: ProducerWanted) -> tuple[Source, bool]:
-    """(producer, was it made now). The first one draws the secret that signs questions and answers."""
+def put(tx: StoreTx, now: int, wanted: ProducerWanted) -> tuple[Source, bool, str | None]:
+    """(producer, was it made now, the secret if it was drawn now). A secret signs questions and answers, and is told once: when it is drawn.
+
+    One that a hello made has none until it is put for the first time, and is told it then.
+    """
     source = tx.source(wanted.name)
     made = source is None
     if source is None:
         source = tx.add_source(wanted.name)
-    secret = source.secret
-    if secret is None:
-        secret = "whsec_" + base64.b64encode(wanted.secret_bytes(32)).decode()
-    return tx.set_source(source, check_url=wanted.check_url, dialect=wanted.dialect, secret=secret), made
+    drawn = None if source.secret is not None else "whsec_" + base64.b64encode(wanted.secret_bytes(32)).decode()
+    return tx.set_source(source, check_url=wanted.check_url, dialect=wanted.dialect, secret=drawn or source.secret), made, drawn
 
 
 def get(tx: StoreTx, name: str) -> Source:
@@ -101,7 +104,8 @@ def remove(tx: StoreTx, now: int, command: Removal) -> None:
     name = command.name
     source = get(tx, name)
     if tx.source_has_undecided(source.id):
-        raise Problem("state_changed", f"producer {name} has undecided transactions; nobody else could answer for them")
+        undecided = f"producer {name} has undecided transactions; nobody else could answer for them"
+        raise Problem("state_changed", f"{undecided}. See: halfmsg tx ls --producer {name}")
     if source.db_id is not None:
         raise Problem("state_changed", f"producer {name} is bound to a database whose numbers go on; it cannot be removed")
     if tx.source_has_transactions(source.id):

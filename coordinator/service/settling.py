@@ -69,7 +69,7 @@ def settle(tx: StoreTx, now: int, command: SettleMany) -> list[ItemResult]:
 def groups_of(tx: StoreTx, name: str) -> dict[int, Group]:
     groups = tx.group(name)
     if not groups:
-        raise Problem("group_not_found", f"no consumer group {name} here; make it with: halfmsg group create {name} --topic …")
+        raise Problem("group_not_found", f"no consumer group {name} here; make it with: halfmsg group create {name} --topic T")
     return {group.id: group for group in groups}
 
 

@@ -9,6 +9,8 @@ from ..messages import Kind, NewMessage, Topic
 from ..store.base import StoreTx
 from .naming import Removal
 
+OURS = "halfmsg."
+
 
 class TopicWanted(Struct, frozen=True):
     name: str
@@ -22,8 +24,8 @@ class TopicWanted(Struct, frozen=True):
 
 def put(tx: StoreTx, now: int, wanted: TopicWanted) -> tuple[Topic, bool]:
     """(topic, was it made now). Another kind or other lanes than it stands with is `state_changed`."""
-    if wanted.name.startswith("halfmsg."):
-        raise Problem("bad_name", "topics halfmsg.* are the coordinator's own")
+    if wanted.name.startswith(OURS):
+        raise Problem("bad_name", f"topics {OURS}* are the coordinator's own")
     settings = tx.env.settings
     known = tx.topic(wanted.name)
     lanes = wanted.lanes or (
@@ -36,7 +38,8 @@ def put(tx: StoreTx, now: int, wanted: TopicWanted) -> tuple[Topic, bool]:
     if known is None:
         return tx.add_topic(topic), True
     if (known.kind, known.lanes) != (topic.kind, topic.lanes):
-        raise Problem("state_changed", f"topic {topic.name} stands as {known.kind.word} with {known.lanes} lanes; kind and lanes are for life")
+        stands = f"topic {topic.name} stands as {known.kind.word} with {known.lanes} lanes"
+        raise Problem("state_changed", f"{stands}; kind and lanes are for life: take another name")
     if known != topic:
         tx.set_topic(topic)
     return topic, False
@@ -51,12 +54,13 @@ def remove(tx: StoreTx, now: int, command: Removal) -> None:
     """Refused while anybody has a place in it or its numbers go on elsewhere (API §9.10)."""
     name = command.name
     topic = get(tx, name)
-    if tx.groups_of_topic(topic.id):
-        raise Problem("group_busy", f"topic {name} has consumer groups; remove them first")
+    if groups := tx.groups_of_topic(topic.id):
+        raise Problem("group_busy", f"topic {name} has consumer groups; remove them first: halfmsg group rm {groups[0].name} --reason WHY")
     if tx.topic_has_keys(topic.id) and topic.kind is Kind.SEQUENCE:
         raise Problem("state_changed", f"topic {name} has ordering keys whose producers go on counting; it cannot be removed")
     if tx.topic_has_undecided(topic.id):
-        raise Problem("state_changed", f"topic {name} has half messages whose transactions are undecided; nobody could release them")
+        undecided = f"topic {name} has half messages whose transactions are undecided; nobody could release them"
+        raise Problem("state_changed", f"{undecided}. See: halfmsg tx ls --topic {name}")
     if any(tx.lane_end(topic.id, lane) for lane in range(topic.lanes)) or tx.topic_has_keys(topic.id):
         raise Problem("state_changed", f"topic {name} still keeps messages; removing them is not built yet")
     if tx.counter(kept(topic.id)):
@@ -65,16 +69,19 @@ def remove(tx: StoreTx, now: int, command: Removal) -> None:
     tx.audit(now, "operator", "topic.rm", name, command.reason, topic.kind.word, None)
 
 
-def get(tx: StoreTx, name: str) -> Topic:
+def get(tx: StoreTx, name: str, kind: Kind | None = None) -> Topic:
+    """`kind`: of the topic that would fit. Raises topic_not_found."""
     topic = tx.topic(name)
-    if topic is None:
-        raise Problem("topic_not_found", f"no topic {name} here; make it with: halfmsg topic create {name} --kind …")
-    return topic
+    if topic is not None:
+        return topic
+    if name.startswith(OURS):
+        raise Problem("topic_not_found", f"no topic {name} here, and {OURS}* are the coordinator's own: take another name")
+    which = f"{kind.word}" if kind is not None else f"{Kind.UNORDERED.word} (or {Kind.SEQUENCE.word}, {Kind.ARRIVAL.word})"
+    raise Problem("topic_not_found", f"no topic {name} here; make it with: halfmsg topic create {name} --kind {which}")
 
 
 def for_message(tx: StoreTx, message: NewMessage, *, plain: bool) -> Topic:
-    topic = tx.topic(message.topic)
-    if topic is None and tx.env.settings.dev and not message.topic.startswith("halfmsg."):
-        kind = Kind.UNORDERED if message.key is None else Kind.ARRIVAL if plain else Kind.SEQUENCE
+    kind = Kind.UNORDERED if message.key is None else Kind.ARRIVAL if plain else Kind.SEQUENCE
+    if tx.env.settings.dev and not message.topic.startswith(OURS) and tx.topic(message.topic) is None:
         return put(tx, 0, TopicWanted(message.topic, kind, allow_no_group=True))[0]
-    return topic if topic is not None else get(tx, message.topic)
+    return get(tx, message.topic, kind)

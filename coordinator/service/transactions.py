@@ -75,13 +75,15 @@ def _check_door(tx: StoreTx, command: Content, source: Source | None) -> None:
     """Capacity is taken at the door, for prepare and submit alone (R20)."""
     env = tx.env
     if env.storage_low:
-        raise Problem("storage_full", "the disk has less free space than storage.free_bytes_min; nothing was stored")
+        limit = f"storage.free_bytes_min is {env.settings.storage.free_bytes_min}"
+        raise Problem("storage_full", f"the disk of {env.settings.store} has {env.free_bytes} bytes free, and {limit}; nothing was stored")
     for message in command.messages:
         topic = tx.topic(message.topic)
         if topic is None:
             continue
         if topic.id in env.full.topics:
-            raise Problem("backlog_full", f"topic {topic.name} has {topic.max_backlog} messages that a group still has to take; nothing was stored")
+            behind = f"a group of topic {topic.name} has {topic.max_backlog} messages to take or to try again, the topic's max_backlog"
+            raise Problem("backlog_full", f"{behind}; nothing was stored. Which group: halfmsg group ls")
         if not topic.allow_no_group and not tx.groups_of_topic(topic.id):
             raise Problem("no_group", f"topic {topic.name} has no consumer group yet; nothing was stored")
     if source is not None and not command.submit and tx.open_count(source.id) >= env.settings.producer.max_in_doubt:
@@ -275,7 +277,8 @@ def _check_sayer(tx: StoreTx, known: Tx, producer: str | None, source: bytes | N
     if producer is not None and producer != owner.name:
         raise Problem("wrong_source", f"the transaction belongs to producer {owner.name}")
     if owner.db_id is not None and source != owner.db_id:
-        raise Problem("wrong_source", f"producer {owner.name} is bound to another database (source {owner.db_id.hex()})")
+        said = "this call names no source" if source is None else f"{source.hex()} is another database"
+        raise Problem("wrong_source", f"producer {owner.name} is bound to the database {owner.db_id.hex()}; {said}")
 
 
 def _unreleased(rows: list[tuple[NewMessage, Topic, int | None, int]]) -> tuple[MessagePlace, ...]:

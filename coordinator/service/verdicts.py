@@ -73,7 +73,7 @@ def claim_one(tx: StoreTx, now: int, id: bytes) -> Due:
     if row is None:
         raise Problem("transaction_not_found", f"no transaction {format_id(id)} here")
     if row.state not in (State.PREPARED, State.PARKED):
-        raise Problem("state_changed", f"the transaction is decided: {row.state.word}")
+        raise Problem("state_changed", f"the transaction is decided: {row.state.word}. See: halfmsg tx show {format_id(id)}")
     return Due(row, tx.source_by_id(row.source), _topics(tx, row))
 
 
@@ -158,7 +158,7 @@ def force(tx: StoreTx, now: int, command: Force) -> TransactionView | Problem:
         return transactions.refuse(tx, now, known, judged, said="force", said_by="operator")
     heads = tx.message_heads(known.n)
     if command.commit and not transactions.numbers_are_complete(tx, known, command.numbers, heads):
-        how = "give it by index with --numbers (JSON: numbers); halfmsg key ls shows for which number a key waits"
+        how = "give it by index with --numbers (JSON: numbers). For which number a key waits: halfmsg key show TOPIC KEY"
         raise Problem("incomplete_decision", f"an ordered message cannot be committed without its number; {how}")
     to = "committed" if command.commit else "rolled_back"
     tx.audit(now, "operator", f"tx.{'commit' if command.commit else 'rollback'}", format_id(known.id), command.reason, known.state.word, to)
@@ -175,5 +175,5 @@ def _found(tx: StoreTx, id: bytes, if_state: str | None) -> Tx:
     if known is None:
         raise Problem("transaction_not_found", f"no transaction {format_id(id)} here")
     if if_state is not None and known.state.word != if_state:
-        raise Problem("state_changed", f"the transaction is {known.state.word}, not {if_state}")
+        raise Problem("state_changed", f"the transaction is {known.state.word}, not {if_state}. See: halfmsg tx show {format_id(id)}")
     return known

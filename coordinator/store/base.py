@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Sequence
 from typing import Any, Protocol
 
+from ..errors import Problem
 from ..messages import By, Flight, Group, Key, Logged, NewMessage, Place, Reason, Restored, Retry, Source, Topic, Tx
 from ..states import State
 
@@ -22,8 +23,11 @@ class StoreBroken(Exception):
     """An I/O error: what was being written has an unknown outcome; the process stops and recovers by reopening (fsync is not asked twice)."""
 
 
-class RowDamaged(Exception):
+class RowDamaged(Problem):
     """A row that decides contradicts itself: nothing is decided by it, nothing delivered, and nothing written over it."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("row_damaged", f"{detail}; nothing is decided by it and nothing written over it. Look: halfmsg doctor")
 
 
 class Backend(Protocol):

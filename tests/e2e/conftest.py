@@ -1,13 +1,28 @@
 """A real coordinator, empty or with something of everything; see tests/support."""
 
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
 import pytest_asyncio
 
+from tests.support import serving
+from tests.support.clock import ManualClock
 from tests.support.fixtures import clock, coordinator
 from tests.support.serving import Served
 
 from .standing import DECIDED, OPEN, M
 
 __all__ = ["clock", "coordinator"]
+
+
+@pytest_asyncio.fixture
+async def dev(tmp_path: Path, clock: ManualClock) -> AsyncIterator[Served]:
+    """A coordinator that makes topics and producers on first use."""
+    one = await serving.started(serving.settings(tmp_path, dev=True), clock)
+    async with aiohttp.ClientSession() as session:
+        yield Served(one, session)
+    await one.stop()
 
 
 @pytest_asyncio.fixture

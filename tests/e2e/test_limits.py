@@ -27,7 +27,7 @@ async def test_p9_full_topic_refuses_what_is_new_until_its_group_has_taken_some(
     for _ in range(3):
         assert await taken()
     problem = await eventually(refused, "a refusal")
-    assert problem["code"] == "backlog_full" and "3 messages" in problem["detail"]
+    assert problem["code"] == "backlog_full" and "a group of topic small has 3 messages to take or to try again" in problem["detail"]
     stored = coordinator.dump(without=("counter",))
     assert (await send())[0] == 429
     assert coordinator.dump(without=("counter",)) == stored

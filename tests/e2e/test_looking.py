@@ -42,6 +42,16 @@ async def test_oldest_of_a_group_is_also_one_that_failed_and_waits_for_its_next_
     assert [*ages, group["oldest_at"]] == [ages[0]] * 3
 
 
+async def test_group_shows_the_inbox_that_it_is_bound_to(coordinator: Served) -> None:
+    """Who is told `wrong_inbox` compares the two; before the first member there is none."""
+    await coordinator.call("PUT", "/v1/topics/plain", {"kind": "unordered"})
+    await coordinator.call("PUT", "/v1/groups/g", {"topics": [{"topic": "plain"}]})
+    assert (await coordinator.call("GET", "/v1/groups/g"))[1]["inbox"] is None
+    await coordinator.call("POST", "/v1/groups/g/fetch", {"max": 1, "inbox": "ab" * 16})
+    _, page = await coordinator.call("GET", "/v1/groups")
+    assert [each["inbox"] for each in page["items"]] == ["ab" * 16]
+
+
 async def _sent(coordinator: Served, count: int) -> None:
     await coordinator.call("PUT", "/v1/topics/plain", {"kind": "unordered", "allow_no_group": True})
     await coordinator.call("PUT", "/v1/topics/keyed", {"kind": "arrival", "allow_no_group": True})

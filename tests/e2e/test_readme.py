@@ -82,6 +82,17 @@ def test_readme_programs_save_an_order_and_tell_the_other_service(tmp_path: Path
         letters = f"http://127.0.0.1:{COORDINATOR}/v1/groups/inventory/dead-letters"
         eventually(lambda: [each["reason"] for each in json.loads(call("GET", letters))["items"]] == ["rejected"], tmp_path)
         assert free(tmp_path) == 7
+    said = (tmp_path / "out.log").read_text()
+    assert "Unclosed" not in said and "Traceback" not in said, said
+
+
+def test_readme_shop_can_be_imported_by_the_relay(tmp_path: Path) -> None:
+    """`halfmsg outbox relay orders:outbox`: an import that began to serve would never come back."""
+    (tmp_path / "orders.py").write_text(programs()[0])
+    code = "import orders; print(orders.outbox.name)"
+    env = {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=20, check=False)
+    assert done.stdout == "orders\n", done.stderr
 
 
 def free(folder: Path) -> int:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner, Result
 
 from halfmsg.coordinator import doctor
 from halfmsg.coordinator.cli import COMMANDS, cli, common, publish, tail
@@ -26,21 +22,10 @@ from halfmsg.coordinator.cli import http as remote
 from halfmsg.coordinator.cli.tx import COLUMNS
 from halfmsg.coordinator.errors import CODES
 
+from .canned import ask, run
+
+pytestmark = pytest.mark.usefixtures("no_environment")
 HELP_S_MAX = 0.150
-Run = Callable[..., Result]
-
-
-@pytest.fixture(autouse=True)
-def no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Neither the shell's settings nor a halfmsg.toml of the checkout are seen."""
-    for name in list(os.environ):
-        if name.startswith("HALFMSG_"):
-            monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
-
-
-def run(*args: str, **kwargs: Any) -> Result:
-    return CliRunner().invoke(cli, args, prog_name="halfmsg", **kwargs)
 
 
 # --- help ---
@@ -156,6 +141,7 @@ def test_settings_come_from_flag_then_environment_then_file_then_default(tmp_pat
         (["--set", "listen=0.0.0.0:7610"], {}, "--insecure"),
         (["--set", "listen=nowhere"], {}, "HOST:PORT"),
         (["--set", "storage.synchronous=NORMAL"], {}, "i_accept_loss"),
+        (["--set", "storage.synchronous=OFF"], {}, "It is one of FULL, NORMAL, EXTRA"),
         (["--set", "group.backoff_first_s=700"], {}, "group.backoff_max_s"),
         (["--set", "callback.allow=a b"], {}, "callback.allow"),
         ([], {"HALFMSG_OUTBOX__PREPARE_TIMEOUT_S": "1"}, "Outbox(..., prepare_timeout_s=...)"),
@@ -187,57 +173,18 @@ def test_an_unknown_fail_point_is_refused() -> None:
 def test_nobody_there_is_exit_code_3_with_the_next_command() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: refused
-        done = run("tx", "ls", "--url", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        taken_port = taken.getsockname()[1]
+        done = run("tx", "ls", "--url", f"http://127.0.0.1:{taken_port}")
     assert done.exit_code == 3
-    assert "halfmsg serve --dev" in done.output
-
-
-class Canned(BaseHTTPRequestHandler):
-    """Gives one prepared answer to everything (after those of `bodies`), and keeps what it was asked."""
-
-    status = 200
-    body: bytes = b"{}"
-    bodies: Sequence[bytes] = ()
-    asked: list[tuple[str, str, bytes]]
-
-    def _answer(self) -> None:
-        length = int(self.headers.get("Content-Length") or 0)
-        self.asked.append((self.command, self.path, self.rfile.read(length)))
-        body, type(self).bodies = (self.bodies[0], self.bodies[1:]) if self.bodies else (self.body, ())
-        self.send_response(self.status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_GET = do_POST = do_PUT = do_DELETE = _answer
-
-    def log_message(self, format: str, *args: Any) -> None:
-        return
-
-
-@pytest.fixture
-def canned() -> Iterator[type[Canned]]:
-    handler = type("Handler", (Canned,), {"asked": []})
-    server = HTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    handler.url = f"http://127.0.0.1:{server.server_port}"  # type: ignore[attr-defined]
-    yield handler
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def _ask(canned: Any, *args: str, status: int = 200, body: object = None, **kwargs: Any) -> Result:
-    canned.status, canned.body = status, body if isinstance(body, bytes) else json.dumps(body).encode()
-    return run(*args, "--url", canned.url, **kwargs)
+    assert f"http://127.0.0.1:{taken_port} (" in done.output and "--url or HALFMSG_URL" in done.output
+    assert done.output.index("HALFMSG_URL") < done.output.index("halfmsg serve --store FILE") and "--dev" not in done.output
 
 
 @pytest.mark.parametrize("code", [code for code, (status, _) in CODES.items() if status != 405])
 def test_every_error_code_has_an_exit_code(canned: Any, code: str) -> None:
     """Scripts tell "no" from "not now" from "not you"."""
     status = CODES[code][0]
-    done = _ask(canned, "tx", "show", "x", status=status, body={"code": code, "detail": "because", "status": status})
+    done = ask(canned, "tx", "show", "x", status=status, body={"code": code, "detail": "because", "status": status})
     expected = {400: 2, 401: 4, 403: 4, 404: 1, 409: 5, 413: 2, 415: 2, 422: 2, 429: 75, 500: 1, 501: 2, 503: 75, 507: 75}[status]
     assert done.exit_code == expected
     assert "because" in done.output and code in done.output
@@ -247,14 +194,14 @@ def test_a_decision_that_stands_is_told_with_who_and_when(canned: Any) -> None:
     """P4: exit code 5, and the decision that won."""
     decided = {"id": "018f", "state": "rolled_back", "decided_by": "check_back", "decided_at": "2026-11-21T12:04:07.000Z"}
     body = {"code": "decided_otherwise", "detail": "the first decision stands", "transaction": decided}
-    done = _ask(canned, "tx", "commit", "018f", "--reason", "seen in orders", status=409, body=body)
+    done = ask(canned, "tx", "commit", "018f", "--reason", "seen in orders", status=409, body=body)
     assert done.exit_code == 5
     assert "already rolled_back by check_back at 2026-11-21T12:04:07" in done.output
 
 
 def test_an_act_sends_its_reason_and_v_prints_the_call(canned: Any) -> None:
     """What -v prints can be typed elsewhere."""
-    done = _ask(canned, "tx", "park", "018f", "--reason", "away", "-v", body={"id": "018f", "state": "parked"})
+    done = ask(canned, "tx", "park", "018f", "--reason", "away", "-v", body={"id": "018f", "state": "parked"})
     assert (done.exit_code, canned.asked) == (0, [("POST", "/v1/transactions/018f/park", b'{"reason": "away"}')])
     assert "POST http" in done.stderr and '{"reason": "away"}' in done.stderr
     assert done.stdout == "018f  -> parked\n"
@@ -262,38 +209,38 @@ def test_an_act_sends_its_reason_and_v_prints_the_call(canned: Any) -> None:
 
 def test_an_operator_decides_by_force_and_with_a_reason(canned: Any) -> None:
     """R4: no force without a reason; numbers go with it."""
-    assert _ask(canned, "tx", "commit", "018f").exit_code == 2
+    assert ask(canned, "tx", "commit", "018f").exit_code == 2
     args = ("tx", "commit", "018f", "--reason", "r", "--if-state", "parked", "--numbers", "5,-")
-    assert _ask(canned, *args, body={"id": "018f", "state": "committed", "decided_by": "operator"}).exit_code == 0
+    assert ask(canned, *args, body={"id": "018f", "state": "committed", "decided_by": "operator"}).exit_code == 0
     assert json.loads(canned.asked[-1][2]) == {"force": True, "reason": "r", "if_state": "parked", "numbers": [5, None]}
-    assert _ask(canned, "tx", "commit", "018f", "--reason", "r", "--numbers", "x").exit_code == 2
+    assert ask(canned, "tx", "commit", "018f", "--reason", "r", "--numbers", "x").exit_code == 2
 
 
 def test_tx_ls_goes_on_over_empty_pages(canned: Any) -> None:
     """The coordinator looks at a bounded number a page: what is in doubt behind them is shown without a second command."""
     pages = [{"items": [], "next": "20000"}, {"items": [{"id": "018f", "state": "prepared", "prepared_at": "2026-01-01T00:00:00Z"}], "next": None}]
     canned.bodies = [json.dumps(page).encode() for page in pages]
-    assert json.loads(_ask(canned, "tx", "ls", "--state", "prepared", "--newest", "--json").stdout)["id"] == "018f"
+    assert json.loads(ask(canned, "tx", "ls", "--state", "prepared", "--newest", "--json").stdout)["id"] == "018f"
     assert [path.partition("?")[2] for _, path, _ in canned.asked[-2:]] == [
         "state=prepared&limit=100&order=newest", "state=prepared&limit=100&cursor=20000&order=newest"]  # fmt: skip
 
 
 def test_another_service_on_the_port_is_said(canned: Any) -> None:
     """A web page instead of JSON is no coordinator."""
-    assert _ask(canned, "topic", "ls", body=b"<html>").exit_code == 3
-    assert _ask(canned, "topic", "ls", body=b"<html>", status=404).exit_code == 1
+    assert ask(canned, "topic", "ls", body=b"<html>").exit_code == 3
+    assert ask(canned, "topic", "ls", body=b"<html>", status=404).exit_code == 1
 
 
 def test_lists_are_json_lines_or_plain_lines_and_tell_the_next_page(canned: Any) -> None:
     """No frame in a pipe; stdout has rows only."""
     group = {"name": "g", "topics": [{"topic": "t"}], "lag": 12, "paused": False}
-    done = _ask(canned, "group", "ls", "--json", "--limit", "1", "--cursor", "a b", body={"items": [group], "next": "g"})
+    done = ask(canned, "group", "ls", "--json", "--limit", "1", "--cursor", "a b", body={"items": [group], "next": "g"})
     assert json.loads(done.stdout) == group
     assert done.stderr == "more: --cursor g\n"
     assert canned.asked[-1][1] == "/v1/groups?limit=1&cursor=a+b"
-    done = _ask(canned, "group", "ls", body={"items": [group], "next": None})
+    done = ask(canned, "group", "ls", body={"items": [group], "next": None})
     assert done.stdout == "g\tt\t12\t-\t-\t-\t-\t-\tno\n"
-    done = _ask(canned, "group", "ls", body={"items": [], "next": None})
+    done = ask(canned, "group", "ls", body={"items": [], "next": None})
     assert (done.stdout, done.exit_code) == ("", 0)
 
 
@@ -310,24 +257,24 @@ def test_an_id_is_on_one_line_of_a_narrow_terminal(capsys: pytest.CaptureFixture
 
 def test_names_are_quoted_in_paths(canned: Any) -> None:
     """A key may have any character."""
-    _ask(canned, "key", "show", "t", "a/b c?", body={"items": []})
+    ask(canned, "key", "show", "t", "a/b c?", body={"items": []})
     assert canned.asked[-1][1] == "/v1/topics/t/keys/a%2Fb%20c%3F"
 
 
 def test_a_producer_that_does_not_answer_is_exit_code_1(canned: Any) -> None:
     """The raw answer is shown either way."""
     items = [{"id": "018f", "verdict": "no_answer", "detail": "HTTP 503", "took_ms": 41}]
-    done = _ask(canned, "check", "orders", "018f", body={"items": items})
+    done = ask(canned, "check", "orders", "018f", body={"items": items})
     assert done.exit_code == 1 and "HTTP 503" in done.output
     items[0]["verdict"] = "committed"
-    assert _ask(canned, "check", "orders", body={"items": items}).exit_code == 0
+    assert ask(canned, "check", "orders", body={"items": items}).exit_code == 0
     assert canned.asked[-1][2] == b"{}"
 
 
 def test_a_violated_invariant_is_exit_code_1(canned: Any) -> None:
     """And the rows that violate it are printed; an unfinished one is a warning."""
     bad = {"name": "log_is_committed", "ok": False, "meaning": "a ghost", "rows": [{"m": 7}]}
-    done = _ask(canned, "doctor", body={"items": [bad, {"name": "x", "ok": None, "meaning": "", "rows": []}]})
+    done = ask(canned, "doctor", body={"items": [bad, {"name": "x", "ok": None, "meaning": "", "rows": []}]})
     assert done.exit_code == 1
     assert "ok 0  warn 1  fail 1" in done.output and "FAIL log_is_committed: a ghost" in done.output and "m=7" in done.output
 

@@ -155,6 +155,17 @@ def test_p8_a_damaged_body_is_found_by_its_digest(sound: sqlite3.Connection, cha
     assert doctor.check_bodies(sound).rows == ({"m": 2048, "topic": "orders"},)
 
 
+def test_a_message_is_named_by_the_id_that_other_commands_take(sound: sqlite3.Connection) -> None:
+    """`m` is a number of the store; one whose transaction is gone, or whose id is damaged, has no other name."""
+    id = bytes.fromhex("018f0000000070008000000000000002")
+    sound.executescript("UPDATE message SET body = x'00'; UPDATE log SET m = 9999999 WHERE m = 1024")
+    sound.execute("UPDATE tx SET id = ? WHERE n = 2", (id,))
+    named = {row["m"]: row.get("message") for row in doctor.check_bodies(sound).rows}
+    assert named[2048] == "018f0000-0000-7000-8000-000000000002-0" and named[1024] is None
+    ghost = next(each for each in doctor.INVARIANTS if each.name == "log_is_committed")
+    assert [row.get("message") for row in doctor.check(sound, ghost).rows] == [None]
+
+
 def test_a_sample_is_spread_over_all_messages(sound: sqlite3.Connection) -> None:
     """First and last are in every sample of two; none is looked at twice."""
     sound.execute("UPDATE message SET body = x'00'")

@@ -69,6 +69,25 @@ def test_every_query_parses_and_names_only_exported_metrics(path: Any) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+TABLE = (source.ROOT / "docs/operations.md").read_text(encoding="utf-8").partition("| PromQL |")[2].partition("\n\n")[0]
+ALERTS = re.findall(r"^\| [^|]+ \| `(.+?)` \| .+ \|$", TABLE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("query", ALERTS)
+def test_every_alert_of_the_operators_page_parses_and_names_only_exported_metrics(query: str) -> None:
+    """A misspelt alert never fires."""
+    names = [name for name, _ in _series(promql_parser.parse(query.replace("\\|", "|")))]
+    assert names and set(names) <= _exported()
+
+
+def test_dashboard_and_alerts_know_what_a_person_must_see() -> None:
+    """Parked and contradicted transactions are nobody's business but a person's."""
+    shown = {name for _, query in _queries(_load(DASHBOARDS[0])) for name, _ in _series(promql_parser.parse(_plain(query)))}
+    assert len(ALERTS) > 6
+    for name in ("halfmsg_parked_transactions", "halfmsg_conflicts_total"):
+        assert name in shown and any(name in query for query in ALERTS)
+
+
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.name)
 def test_every_panel_has_an_id_of_its_own_a_unit_and_a_description(path: Any) -> None:
     """Who looks at a panel at night did not write it."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from halfmsg.coordinator import gauges, metrics
+from halfmsg.coordinator.errors import CODES
 from halfmsg.coordinator.store.sqlite import file
 
 
@@ -68,6 +69,12 @@ def test_a_conflict_is_counted_by_who_said_it(counted: metrics.Metrics) -> None:
     assert _value(counted, "halfmsg_conflicts_total", said_by="check_back") == 0
     counted.on_events([("conflict", "018f", "rolled_back", "committed", "check_back")], NamesOf())
     assert _value(counted, "halfmsg_conflicts_total", said_by="check_back") == 1
+
+
+def test_what_an_alert_waits_for_stands_at_0_from_the_start(counted: metrics.Metrics) -> None:
+    """Its first refusal is seen by increase()."""
+    assert {_value(counted, "halfmsg_requests_rejected_total", code=code) for code in metrics.ALARMING} == {0}
+    assert set(metrics.ALARMING) <= CODES.keys()
 
 
 def test_the_201st_name_is_other(counted: metrics.Metrics) -> None:

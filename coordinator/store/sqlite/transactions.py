@@ -27,7 +27,7 @@ def tx_of(row: tuple[Any, ...]) -> Tx:
     decided = state in (State.COMMITTED, State.ROLLED_BACK)
     agreed = {decided_at is not None, decided_by is not None, next_check is None} == {decided}
     if state not in _STATES or not agreed or (decided and decided_by not in _BY):
-        raise RowDamaged(f"the row of transaction number {n} is damaged (state {state!r}); look: halfmsg doctor")
+        raise RowDamaged(f"the row of transaction number {n} is damaged (state {state!r})")
     by = None if decided_by is None else By(decided_by)
     return Tx(n, id, source, State(state), digest, msgs, mark, first_at, decided_at, by, attempts, next_check, reason)
 
@@ -47,7 +47,7 @@ class Transactions(Names):
     def find(self, id: bytes) -> Tx | None:
         row = self.one(Q.tx_by_id, id)
         if row is not None and row[1] != id:
-            raise RowDamaged(f"the index of transactions leads from {ids.format_id(id)} to another one; look: halfmsg doctor")
+            raise RowDamaged(f"the index of transactions leads from {ids.format_id(id)} to another one")
         return None if row is None else tx_of(row)
 
     def find_n(self, n: int) -> Tx | None:
