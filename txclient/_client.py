@@ -163,7 +163,7 @@ class Client:
     async def attach(self, producer: Attached) -> None:
         stream = self._links.here().stream
         stream.producers.attach(producer)
-        await stream.changed()
+        await stream.changed(producer)
 
     async def detach(self, producer: Attached) -> None:
         stream = self._links.here().stream

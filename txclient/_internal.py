@@ -18,11 +18,15 @@ class Attached(Protocol):
         """32 hex digits; read at each hello and beat, so it may be learnt late."""
 
     async def answer(self, question: Mapping[str, Any], /) -> Mapping[str, Any]:
-        """`{type, producer, source, transactions, holders?}` -> `{source?, verdicts, holders?}`. An exception is logged and not answered."""
+        """`{type, producer, source, transactions, holders?}` -> `{source?, verdicts, holders?}`. An exception is logged and not answered;
+        what takes longer than the coordinator waits is cancelled.
+        """
         ...
 
     def beat(self) -> Mapping[str, Any] | Awaitable[Mapping[str, Any]]:
-        """`{beats?, clean_before?}`, asked after each hello and each 15 s; name and source are filled in."""
+        """`{beats?, clean_before?}`, asked when it is attached, with each connection and each 15 s; name and source are filled in. One that
+        takes longer than 5 s is cancelled, and left out of this beat.
+        """
         ...
 
 

@@ -17,6 +17,7 @@ from msgspec import Raw
 from . import _clock, _retry, _wire
 from ._calls import Call, Calls
 from ._http import Http, failure
+from ._internal import Attached
 from ._producers import Producers
 from .errors import ApiError, HalfmsgError, TransportError, UsageError, api_error
 
@@ -122,12 +123,15 @@ class Stream:
             self._wake.set()
         return future
 
-    async def changed(self) -> None:
-        """The producers are others now: say hello again; the last one stands."""
+    async def changed(self, new: Attached | None = None) -> None:
+        """The producers are others now: say hello again; the last one stands. Of the beats only the new one's is waited for, if at all:
+        whose database hangs keeps no other from coming and going.
+        """
         if self._ws is not None:
             try:
                 await self._send(self._hello())
-                await self._send(await self.producers.beat())
+                if new is not None:
+                    await self._send(await self.producers.beat(new))
             except ConnectionError:
                 log.debug("the connection broke under a hello; the next one says it")
         elif len(self.producers):
