@@ -65,7 +65,10 @@ class Internal(Protocol):
         ...
 
     async def attach(self, producer: Attached) -> None:
-        """Say hello for it and serve its questions, on this loop's connection, which is opened and kept open. Returns at once."""
+        """Say hello for it and serve its questions, on this loop's connection, which is opened and kept open; waits for no other producer.
+
+        Raises UsageError(bad_request) for the 65th of this loop: give it a Client of its own.
+        """
 
     async def detach(self, producer: Attached) -> None: ...
     async def op(self, op: Any, *, timeout: float | None = None, retry: bool = True) -> Any:

@@ -10,9 +10,11 @@ from typing import Any, Final
 
 from . import _wire
 from ._internal import Attached
+from .errors import UsageError
 
 MAX_ANSWERING: Final = 8
 MAX_QUESTIONS: Final = 64  # waiting and being answered; what is past it gets no answer, which costs the producer nothing (R15)
+MAX_PRODUCERS: Final = 64  # of a hello, and of a beat; with one more the coordinator refuses the frame, and with it the connection of all
 ANSWER_S: Final = 12.0  # a little longer than the coordinator waits (check.question_timeout_s = 10): a later answer is heard by nobody
 BEAT_TIMEOUT_S: Final = 5.0
 log = logging.getLogger("halfmsg.txclient")
@@ -67,8 +69,14 @@ class Producers:
         return [desk.producer for desk in self._desks]
 
     def attach(self, producer: Attached) -> None:
-        if not any(desk.producer is producer for desk in self._desks):
-            self._desks.append(_Desk(producer))
+        """Raises UsageError(bad_request) for one more (name, source) than a hello has room for."""
+        if any(desk.producer is producer for desk in self._desks):
+            return
+        desk = _Desk(producer)
+        if len(self._by_key().keys() | {desk.key}) > MAX_PRODUCERS:
+            text = f"{MAX_PRODUCERS} producers answer over this Client, and it takes no more"
+            raise UsageError("bad_request", f"{text}; give producer {producer.name} a Client of its own")
+        self._desks.append(desk)
 
     def detach(self, producer: Attached) -> None:
         for desk in self._desks:
