@@ -6,6 +6,11 @@ from collections.abc import Awaitable, Mapping
 from typing import Any, Protocol
 
 from ._delivery import Delivery
+from .errors import HalfmsgError
+
+
+class NotBegun(HalfmsgError):
+    """The inbox could not begin: its database is away or locked. No attempt was made."""
 
 
 class Attached(Protocol):
@@ -41,7 +46,10 @@ class Claims(Protocol):
         ...
 
     async def run(self, delivery: Delivery, handler: Any, /) -> None:
-        """Claim, run the handler, commit: one transaction. A duplicate returns without running; what the handler raised is raised again."""
+        """Claim, run the handler, commit: one transaction. A duplicate returns without running; what the handler raised is raised again.
+
+        Raises NotBegun(inbox_away) where the handler was not called: it is asked again, and that costs the message no attempt.
+        """
 
     async def aclose(self) -> None: ...
 

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import logging
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from ._delivery import Delivery, Reject, Retry
 from ._hand import Action, End, Hand, Settle, Start
 from ._handlers import call_blocking, is_async
 from ._ids import Ids
-from ._internal import Claims
+from ._internal import Claims, NotBegun
 from ._settling import MAX_REASON_CHARS, Settling
 from ._units import seconds
 from .errors import ApiError, HalfmsgError, UsageError
@@ -26,6 +26,8 @@ MIN_CREDITS: Final = 16
 MAX_CREDITS: Final = 10_000
 MAX_DELAY_S: Final = 86_400.0
 AGAIN_FIRST_S, AGAIN_MAX_S = 0.5, 30.0
+AWAY_FIRST_S, AWAY_MAX_S = 1.0, 30.0
+AWAY_SAID_EVERY_S: Final = 60.0
 log = logging.getLogger("halfmsg.txclient")
 Handler = Callable[..., Any]
 
@@ -52,7 +54,8 @@ class Member:
         self._threads = ThreadPoolExecutor(places, thread_name_prefix=f"halfmsg-{group}")
         self._running: dict[asyncio.Task[None], None] = {}
         self._refused, self._refusals, self._refused_at = False, 0, 0.0
-        self._leaving = False
+        self._away_said_at: float | None = None
+        self._going = asyncio.Event()
         self._cut = asyncio.Event()
         self._again: list[asyncio.Task[None]] = []
 
@@ -62,7 +65,7 @@ class Member:
         helpers = [loop.create_task(self._settling.run()), loop.create_task(self._renew())]
         try:
             await self._stream.subscribe(self)
-            await self._until(stopping)
+            await _first(stopping.wait(), self._cut.wait())
         finally:
             try:
                 await self._leave()
@@ -76,17 +79,13 @@ class Member:
             await self._client._close_unused()
             raise UsageError("client_closed", f"the Client of consumer {self.group} was closed; stop its consumers first")
 
-    async def _until(self, stopping: asyncio.Event) -> None:
-        ends = [asyncio.ensure_future(event.wait()) for event in (stopping, self._cut)]
-        try:
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for end in ends:
-                end.cancel()
+    @property
+    def _leaving(self) -> bool:
+        return self._going.is_set()
 
     async def _leave(self) -> None:
         """Handlers that run are waited for; acks, and nacks of what was not begun, for one lease: longer they are worth nothing."""
-        self._leaving = True
+        self._going.set()
         await self._stream.unsubscribe(self)
         self._hand.close()
         self._do(self._hand.next(_clock.monotonic()))
@@ -192,12 +191,35 @@ class Member:
         if handler is None:
             raise Retry(f"no handler of topic {delivery.topic} here: was the group changed?", counts=False)
         if self._inbox is not None:
-            await self._inbox.run(delivery, handler)
+            await self._run(self._inbox, delivery, handler)
         elif is_async(handler):
             await handler(delivery)
         else:  # threads of our own: the loop's default pool has only a few, and others use it
             context = contextvars.copy_context()
             await asyncio.get_running_loop().run_in_executor(self._threads, context.run, call_blocking, handler, delivery)
+
+    async def _run(self, inbox: Claims, delivery: Delivery, handler: Handler) -> None:
+        """Until the inbox has begun. One whose database is away says nothing of the message: it costs no attempt, its key waits behind it,
+        and its lease is extended as if it ran. Raises Retry, without cost, where it may not be begun any more.
+        """
+        pause_s = AWAY_FIRST_S
+        while True:
+            try:
+                return await inbox.run(delivery, handler)
+            except NotBegun as error:
+                self._inbox_is_away(error)
+            await _first(_clock.pause(pause_s), self._going.wait())
+            pause_s = min(pause_s * 2, AWAY_MAX_S)
+            if self._leaving:
+                raise Retry("the consumer stops", delay=0, counts=False)
+            if not self._hand.may_begin(delivery.token, _clock.monotonic()):
+                raise Retry("the lease was too old to start", delay=0, counts=False)
+
+    def _inbox_is_away(self, error: NotBegun) -> None:
+        now = _clock.monotonic()
+        if self._away_said_at is None or now - self._away_said_at > AWAY_SAID_EVERY_S:
+            self._away_said_at = now
+            log.warning("group %s: the inbox's database is locked or away, so messages wait, at no cost to them: %s", self.group, error)
 
     def _finish(self, delivery: Delivery, end: End, counted: str, *, reason: str = "", delay_s: float | None = None, counts: bool = True) -> None:
         self.counts[counted] += 1
@@ -231,6 +253,16 @@ class Member:
         told = list(zip(tokens, results, strict=True))
         self._hand.renewed([token for token, result in told if result.get("error") is None], began)
         self._do(self._hand.revoked([token for token, result in told if result.get("error") is not None]))
+
+
+async def _first(*waits: Coroutine[Any, Any, Any]) -> None:
+    """Wait for the first of these to end; the others are cancelled."""
+    ends = [asyncio.ensure_future(one) for one in waits]
+    try:
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for end in ends:
+            end.cancel()
 
 
 def _told(error: BaseException) -> str:
