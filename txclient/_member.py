@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import traceback
@@ -28,6 +29,7 @@ MAX_DELAY_S: Final = 86_400.0
 AGAIN_FIRST_S, AGAIN_MAX_S = 0.5, 30.0
 AWAY_FIRST_S, AWAY_MAX_S = 1.0, 30.0
 AWAY_SAID_EVERY_S: Final = 60.0
+LAST_WORDS_S: Final = 1.0
 log = logging.getLogger("halfmsg.txclient")
 Handler = Callable[..., Any]
 
@@ -52,7 +54,8 @@ class Member:
         self._hand = Hand(places=places, lease_s=lease_s)
         self._settling = Settling(client, group, lease_s, self._answered)
         self._threads = ThreadPoolExecutor(places, thread_name_prefix=f"halfmsg-{group}")
-        self._running: dict[asyncio.Task[None], None] = {}
+        self._running: dict[asyncio.Task[None], Delivery | None] = {}
+        """What is under way; with its delivery where a handler runs."""
         self._refused, self._refusals, self._refused_at = False, 0, 0.0
         self._away_said_at: float | None = None
         self._going = asyncio.Event()
@@ -62,13 +65,14 @@ class Member:
     async def run(self, stopping: asyncio.Event) -> None:
         """Serve until `stopping` is set or this is cancelled; then finish what runs, give back what waits, and leave."""
         loop = asyncio.get_running_loop()
-        helpers = [loop.create_task(self._settling.run()), loop.create_task(self._renew())]
+        telling = loop.create_task(self._settling.run())
+        helpers = [telling, loop.create_task(self._renew())]
         try:
             await self._stream.subscribe(self)
             await _first(stopping.wait(), self._cut.wait())
         finally:
             try:
-                await self._leave()
+                await self._leave(telling)
             finally:
                 left = [*helpers, *self._again, *self._running]
                 for task in left:
@@ -83,8 +87,10 @@ class Member:
     def _leaving(self) -> bool:
         return self._going.is_set()
 
-    async def _leave(self) -> None:
-        """Handlers that run are waited for; acks, and nacks of what was not begun, for one lease: longer they are worth nothing."""
+    async def _leave(self, telling: asyncio.Task[None]) -> None:
+        """Handlers that run are waited for; acks, and nacks of what was not begun, for one lease: longer they are worth nothing. And not at
+        all where all tasks of the loop were cancelled, since nobody tells them then.
+        """
         self._going.set()
         await self._stream.unsubscribe(self)
         self._hand.close()
@@ -93,7 +99,7 @@ class Member:
             await asyncio.wait(self._running)
         try:
             async with asyncio.timeout(self._lease_s):
-                await self._settling.idle()
+                await _first(self._settling.idle(), _end(telling))
         except TimeoutError:
             log.warning("group %s: %d deliveries were not told before leaving; they are delivered again", self.group, len(self._hand))
         await self._stream.unsubscribe(self)
@@ -159,32 +165,47 @@ class Member:
     def _do(self, actions: Sequence[Action]) -> None:
         for action in actions:
             if isinstance(action, Start):
-                self._spawn(self._work(action.delivery))
+                self._spawn(self._work(action.delivery), action.delivery)
             else:
                 self._settling.tell(action)
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Any, delivery: Delivery | None = None) -> None:
         task = asyncio.get_running_loop().create_task(work)
-        self._running[task] = None
+        self._running[task] = delivery
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running.pop(task, None)
+        delivery = self._running.pop(task, None)
+        if delivery is not None and task.cancelled() and not self._leaving:  # not by us: a handler that cancels its own task has failed
+            self._failed(delivery, asyncio.CancelledError("the handler's task was cancelled"))
 
     async def _work(self, delivery: Delivery) -> None:
+        """Whatever a handler raises is the end of its delivery: one whose task died in silence would be leased, and keep its place, for ever."""
+        task = asyncio.current_task()
         try:
             await self._handle(delivery)
         except Retry as error:
             self._finish(delivery, End.NACK, "retried", reason=error.reason, delay_s=_delay_s(error), counts=error.counts)
         except Reject as error:
             self._finish(delivery, End.REJECT, "rejected", reason=error.reason)
-        except (Exception, asyncio.CancelledError) as error:
-            if isinstance(error, asyncio.CancelledError) and (task := asyncio.current_task()) is not None and task.cancelling():
-                raise  # we are being torn down; the lease ends by itself
-            log.warning("the handler of %s failed on %s, attempt %d", delivery.topic, delivery.id, delivery.attempt, exc_info=error)
-            self._finish(delivery, End.NACK, "retried", reason=_told(error))
+        except BaseException as error:
+            if _is_torn_down(error, task):
+                raise  # the lease ends by itself
+            self._failed(delivery, error)
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):  # it ends the process, and would end each other that it is delivered to
+                await self._last_words()
+                raise
         else:
             self._finish(delivery, End.ACK, "acked")
+
+    def _failed(self, delivery: Delivery, error: BaseException) -> None:
+        log.warning("the handler of %s failed on %s, attempt %d", delivery.topic, delivery.id, delivery.attempt, exc_info=error)
+        self._finish(delivery, End.NACK, "retried", reason=_told(error))
+
+    async def _last_words(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                await self._settling.idle()
 
     async def _handle(self, delivery: Delivery) -> None:
         handler = self._handlers.get(delivery.topic)
@@ -223,7 +244,7 @@ class Member:
 
     def _finish(self, delivery: Delivery, end: End, counted: str, *, reason: str = "", delay_s: float | None = None, counts: bool = True) -> None:
         self.counts[counted] += 1
-        reason = str(reason).encode(errors="replace").decode()  # an exception, a lone surrogate: whatever a handler put there
+        reason = _text(reason)
         self._do(self._hand.finish(delivery.token, end, reason=reason, delay_s=delay_s, counts=counts))
         self._go_on()
 
@@ -265,11 +286,30 @@ async def _first(*waits: Coroutine[Any, Any, Any]) -> None:
             end.cancel()
 
 
+async def _end(task: asyncio.Task[None]) -> None:
+    await asyncio.wait((task,))
+
+
+def _is_torn_down(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
+    """Is the task cancelled, or its coroutine closed, which then runs in no task? Raised by a handler both are a failure."""
+    if isinstance(error, asyncio.CancelledError):
+        return task is not None and task.cancelling() > 0
+    return isinstance(error, GeneratorExit) and (task is None or asyncio.current_task(task.get_loop()) is not task)
+
+
 def _told(error: BaseException) -> str:
     """For the attempt's record: what it was, and the innermost frames of where."""
-    head = f"{type(error).__name__}: {error}"[: MAX_REASON_CHARS // 2]
+    head = f"{type(error).__name__}: {_text(error)}"[: MAX_REASON_CHARS // 2]
     where = "".join(traceback.format_tb(error.__traceback__)[-3:])
     return f"{head}\n{where[-(MAX_REASON_CHARS - len(head) - 1) :]}"
+
+
+def _text(value: object) -> str:
+    """An exception, a lone surrogate, what has no words: whatever a handler put there."""
+    try:
+        return str(value).encode(errors="replace").decode()
+    except Exception:
+        return f"({type(value).__name__} without words)"
 
 
 def _delay_s(error: Retry) -> float | None:

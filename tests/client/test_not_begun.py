@@ -70,6 +70,7 @@ async def test_p2_what_the_inbox_could_not_begin_waits_and_is_begun_again(
     inbox.due.set()
     async with serving(server, consumer):
         await server.connections[0].send(deliver(wire(0), wire(1)))
+        assert (await told(server, 1))[0] == "ack t0"
         assert await told(server, 2) == ["ack t0", "ack t1"]
     assert (ran, inbox.tried, list(inbox.paused)) == (["t0", "t1"], ["t0", "t0", "t0", "t1"], [1.0, 2.0])
     assert consumer.counts == {"acked": 2, "retried": 0, "rejected": 0}
