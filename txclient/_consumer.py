@@ -20,7 +20,8 @@ from .errors import Busy, Conflict, HalfmsgError, TransportError, UsageError
 
 F = TypeVar("F", bound=Callable[..., object])
 MAX_CONCURRENCY: Final = 1_000
-MIN_LEASE_S: Final = 0.05
+MIN_LEASE_S, MAX_LEASE_S = 0.05, 3_600.0
+"""As the coordinator takes them (coordinator/wire.py): a subscribe frame past them would close the stream of all that share the Client."""
 log = logging.getLogger("halfmsg.txclient")
 
 
@@ -34,14 +35,20 @@ class Consumer:
         self, client: Client, group: str, *, inbox: object | None = None, concurrency: int = 16, lease: Seconds = 30.0,
         start: Literal["earliest", "latest"] | datetime = "earliest",
     ) -> None:  # fmt: skip
-        """`start` is where a group that does not stand yet begins. Raises UsageError: bad_name, naive_datetime, bad_request."""
+        """`start` is where a group that does not stand yet begins; `lease` is 0.05 s to an hour.
+
+        Raises UsageError: bad_name, naive_datetime, bad_request.
+        """
         self._client = client
         self._group = name_of(group, "group")
         self._inbox = cast("Claims | None", inbox)
         self._concurrency = concurrency
         self._lease_s = seconds(lease)
-        if not 1 <= concurrency <= MAX_CONCURRENCY or self._lease_s < MIN_LEASE_S:
-            raise UsageError("bad_request", f"concurrency is 1 to {MAX_CONCURRENCY} and lease at least {MIN_LEASE_S} s")
+        if not isinstance(concurrency, int) or not 1 <= concurrency <= MAX_CONCURRENCY:
+            raise UsageError("bad_request", f"concurrency={concurrency!r}; it is a whole number from 1 to {MAX_CONCURRENCY}")
+        if not MIN_LEASE_S <= self._lease_s <= MAX_LEASE_S:
+            text = "a handler may run longer, since what runs is extended"
+            raise UsageError("bad_request", f"lease={lease!r}; it is {MIN_LEASE_S} s to {MAX_LEASE_S:.0f} s, and {text}")
         self._start = _start(start)
         self._handlers: dict[str, Handler] = {}
         self._tags: dict[str, str | None] = {}

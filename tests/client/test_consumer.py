@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -454,3 +455,22 @@ def test_handler_of_the_wrong_shape_is_refused_at_decoration() -> None:
     with pytest.raises(UsageError) as caught:
         consumer.on("t", tag="x")
     assert caught.value.code == "combination_refused"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("lease", 3_600.1),
+        ("lease", timedelta(hours=2)),
+        ("lease", 0.04),
+        ("lease", float("nan")),
+        ("concurrency", 0),
+        ("concurrency", 1_001),
+        ("concurrency", 1.5),
+    ],
+)
+def test_p2_consumer_that_no_coordinator_would_take_is_refused_when_it_is_made(option: str, value: Any) -> None:
+    """Its subscribe frame would be none, and close the stream of all that share the Client, again and again."""
+    with pytest.raises(UsageError) as caught:
+        Consumer(Client(), "g", **{option: value})
+    assert caught.value.code == "bad_request"

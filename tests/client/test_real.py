@@ -288,3 +288,17 @@ async def test_p2_producer_past_the_limit_of_a_hello_is_refused_and_hurts_nobody
     await client.detach(twin)
     assert (await client.send("plain", 2)).state == "committed"
     assert client.connected
+
+
+@pytest.mark.parametrize(("lease", "concurrency"), [(3_600, 1_000), (0.05, 1)])
+async def test_consumer_at_the_limits_of_its_options_is_taken(client: Client, lease: float, concurrency: int) -> None:
+    """What the client lets pass is no bad frame for the coordinator."""
+    await client.put_topic("plain", kind="unordered", allow_no_group=True)
+    consumer, done = Consumer(client, "g", lease=lease, concurrency=concurrency), asyncio.Event()
+
+    @consumer.on("plain")
+    async def handle(msg: Delivery) -> None:
+        done.set()
+
+    await client.send("plain", 1)
+    await run(consumer, done)
