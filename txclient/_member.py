@@ -52,7 +52,7 @@ class Member:
         self._credits = min(max(MIN_CREDITS, places * CREDITS_PER_PLACE), MAX_CREDITS)
         self.name = Ids().member()
         self._hand = Hand(places=places, lease_s=lease_s)
-        self._settling = Settling(client, group, lease_s, self._answered)
+        self._settling = Settling(self._tell, lambda: self._stream.closed, group, self._answered)
         self._threads = ThreadPoolExecutor(places, thread_name_prefix=f"halfmsg-{group}")
         self._running: dict[asyncio.Task[None], Delivery | None] = {}
         """What is under way; with its delivery where a handler runs."""
@@ -80,7 +80,6 @@ class Member:
                 await asyncio.gather(*left, return_exceptions=True)
                 self._threads.shutdown(wait=False)
         if self._cut.is_set() and not stopping.is_set():
-            await self._client._close_unused()
             raise UsageError("client_closed", f"the Client of consumer {self.group} was closed; stop its consumers first")
 
     @property
@@ -248,6 +247,10 @@ class Member:
         self._do(self._hand.finish(delivery.token, end, reason=reason, delay_s=delay_s, counts=counts))
         self._go_on()
 
+    async def _tell(self, op: object) -> Any:
+        """On the connection of its subscription alone: one that was opened for the last words behind a closed client nobody would close."""
+        return await self._client._op(self._stream, op, timeout=self._lease_s)
+
     def _answered(self, told: Settle, ok: bool, given_back: Sequence[str]) -> None:
         self._do(self._hand.answered(told.delivery.token, ok, given_back))
         self._go_on()
@@ -267,9 +270,9 @@ class Member:
         began = _clock.monotonic()
         op = _wire.Extend(group=self.group, deliveries=[_wire.Item(token=token) for token in tokens], by_s=self._lease_s)
         try:
-            results = (await self._client.op(op, timeout=self._lease_s / 3))["results"]
+            results = (await self._client._op(self._stream, op, timeout=self._lease_s / 3))["results"]
         except HalfmsgError as error:
-            log.warning("leases of group %s could not be extended: %s", self.group, error)
+            log.log(logging.DEBUG if self._stream.closed else logging.WARNING, "leases of group %s could not be extended: %s", self.group, error)
             return
         told = list(zip(tokens, results, strict=True))
         self._hand.renewed([token for token, result in told if result.get("error") is None], began)

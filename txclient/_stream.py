@@ -97,8 +97,9 @@ class Stream:
         self._closed = False
 
     @property
-    def unused(self) -> bool:
-        return not self._subscribers and not len(self.producers)
+    def closed(self) -> bool:
+        """For good: the client's next call has another one."""
+        return self._closed
 
     @property
     def connected(self) -> bool:
@@ -109,6 +110,9 @@ class Stream:
     def call(self, raw: Raw, timeout_s: float, *, once: bool = False) -> asyncio.Future[Any]:
         """Its answer, or ApiError, or TransportError: timeout (sent, no answer: outcome unknown), unreachable. Raises Busy(client_queue_full)."""
         future = self._loop.create_future()
+        if self._closed:
+            future.set_exception(TransportError("unreachable", "this client was closed; nothing was sent"))
+            return future
         if once and self._failed is not None:
             future.set_exception(self._failed)
             self._open()
