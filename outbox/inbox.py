@@ -17,6 +17,7 @@ from uuid import UUID
 
 from halfmsg.txclient import Delivery, Reject, Retry, UsageError
 from halfmsg.txclient._handlers import call_blocking, is_async
+from halfmsg.txclient._internal import NotBegun
 
 from . import _clock, fence, inbox_rules
 from .adapters import adapter_of
@@ -28,6 +29,7 @@ from .outbox import AwaitsExecute
 from .tables import Tables
 
 log = logging.getLogger("halfmsg.inbox")
+LOCK_NOT_AVAILABLE: Final = "55P03"
 KEEP_S: Final = 7 * 86_400.0
 THREADS_MAX: Final = 1_000
 """As many handlers as a Consumer runs at once; each is a thread only while it runs."""
@@ -261,13 +263,18 @@ def _told(error: BaseException, *, claimed: bool) -> BaseException:
 
 @contextlib.contextmanager
 def _beginning() -> Iterator[None]:
-    """The database is away, or locked: no handler has seen the message, so no attempt was made. What the inbox itself says stands."""
+    """No handler has seen the message, so no attempt was made. Raises NotBegun where the database is away or locked; Retry, without cost,
+    where another's transaction holds this one message; what the inbox itself says stands.
+    """
     try:
         yield
     except (Retry, Reject, UsageError):
         raise
     except Exception as error:
-        raise Retry(f"not_begun: {type(error).__name__}: {error}", counts=False) from error
+        words = f"{type(error).__name__}: {error}"
+        if getattr(error, "sqlstate", None) == LOCK_NOT_AVAILABLE:
+            raise Retry(f"another transaction has this message: {words}", counts=False) from error
+        raise NotBegun("inbox_away", words) from error
 
 
 def _abort() -> Steps[None]:

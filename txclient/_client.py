@@ -18,6 +18,7 @@ from ._internal import Attached
 from ._links import Link, Links
 from ._message import MAX_BODY_BYTES, MAX_MESSAGES, Message, MessageOptions, name_of
 from ._settings import settings
+from ._stream import Stream
 from ._transaction import Transaction, transaction_of
 from ._units import Seconds, seconds
 from .errors import Busy, TransportError, UsageError, api_error
@@ -163,7 +164,7 @@ class Client:
     async def attach(self, producer: Attached) -> None:
         stream = self._links.here().stream
         stream.producers.attach(producer)
-        await stream.changed()
+        await stream.changed(producer)
 
     async def detach(self, producer: Attached) -> None:
         stream = self._links.here().stream
@@ -171,7 +172,10 @@ class Client:
         await stream.changed()
 
     async def op(self, op: Any, *, timeout: float | None = None, retry: bool = True) -> Any:
-        stream = self._links.here().stream
+        return await self._op(self._links.here().stream, op, timeout=timeout, retry=retry)
+
+    async def _op(self, stream: Stream, op: Any, *, timeout: float | None = None, retry: bool = True) -> Any:
+        """On this stream and no other: one that was closed is not opened again."""
         raw = stream.codec.op(op)
         timeout_s = self._timeout_s if timeout is None else timeout
         if not retry:
@@ -211,11 +215,6 @@ class Client:
 
     async def _repeat(self, call: Callable[[], Awaitable[T]]) -> T:
         return await _retry.repeat(call, _clock.monotonic() + self._timeout_s)
-
-    async def _close_unused(self) -> None:
-        """The link that the last words of a member have opened again, after the client was closed under it."""
-        if self._links.here().stream.unused:
-            await self._links.close_here()
 
     def _link(self) -> Link:
         return self._links.here()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
+import os
 import signal
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TypeVar, cast
 
@@ -20,7 +23,9 @@ from .errors import Busy, Conflict, HalfmsgError, TransportError, UsageError
 
 F = TypeVar("F", bound=Callable[..., object])
 MAX_CONCURRENCY: Final = 1_000
-MIN_LEASE_S: Final = 0.05
+MIN_LEASE_S, MAX_LEASE_S = 0.05, 3_600.0
+"""As the coordinator takes them (coordinator/wire.py): a subscribe frame past them would close the stream of all that share the Client."""
+STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 log = logging.getLogger("halfmsg.txclient")
 
 
@@ -34,14 +39,20 @@ class Consumer:
         self, client: Client, group: str, *, inbox: object | None = None, concurrency: int = 16, lease: Seconds = 30.0,
         start: Literal["earliest", "latest"] | datetime = "earliest",
     ) -> None:  # fmt: skip
-        """`start` is where a group that does not stand yet begins. Raises UsageError: bad_name, naive_datetime, bad_request."""
+        """`start` is where a group that does not stand yet begins; `lease` is 0.05 s to an hour.
+
+        Raises UsageError: bad_name, naive_datetime, bad_request.
+        """
         self._client = client
         self._group = name_of(group, "group")
         self._inbox = cast("Claims | None", inbox)
         self._concurrency = concurrency
         self._lease_s = seconds(lease)
-        if not 1 <= concurrency <= MAX_CONCURRENCY or self._lease_s < MIN_LEASE_S:
-            raise UsageError("bad_request", f"concurrency is 1 to {MAX_CONCURRENCY} and lease at least {MIN_LEASE_S} s")
+        if not isinstance(concurrency, int) or not 1 <= concurrency <= MAX_CONCURRENCY:
+            raise UsageError("bad_request", f"concurrency={concurrency!r}; it is a whole number from 1 to {MAX_CONCURRENCY}")
+        if not MIN_LEASE_S <= self._lease_s <= MAX_LEASE_S:
+            text = "a handler may run longer, since what runs is extended"
+            raise UsageError("bad_request", f"lease={lease!r}; it is {MIN_LEASE_S} s to {MAX_LEASE_S:.0f} s, and {text}")
         self._start = _start(start)
         self._handlers: dict[str, Handler] = {}
         self._tags: dict[str, str | None] = {}
@@ -90,7 +101,11 @@ class Consumer:
                 await self._inbox.aclose()
 
     def run(self) -> None:
-        """The same for a script: asyncio.run, and SIGINT or SIGTERM stops it in good order; a second one at once."""
+        """The same for a script: asyncio.run, and SIGINT or SIGTERM stops it in good order.
+
+        A second one ends the process at once, with 128 + its number, whatever handlers and other threads do: what was in flight is
+        delivered again when its lease has run out.
+        """
         try:
             asyncio.run(self._run())
         except (KeyboardInterrupt, asyncio.CancelledError):
@@ -104,22 +119,11 @@ class Consumer:
             loop.call_soon_threadsafe(event.set)
 
     async def _run(self) -> None:
-        loop, serving = asyncio.get_running_loop(), asyncio.current_task()
-
-        def interrupt() -> None:
-            if self._stopped and serving is not None:
-                serving.cancel()
-            self.stop()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
+        with _signals(self.stop):
             try:
-                loop.add_signal_handler(number, interrupt)
-            except (NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread: KeyboardInterrupt it is
-                log.debug("no handler for signal %s here", number)
-        try:
-            await self.serve()
-        finally:
-            await self._client._close_here()
+                await self.serve()
+            finally:
+                await self._client._close_here()
 
     async def _serve(self, stopping: asyncio.Event) -> None:
         identity = await self._inbox.identity() if self._inbox is not None else None
@@ -177,6 +181,41 @@ class Consumer:
             raise UsageError("bad_request", f"handler {getattr(handler, '__name__', handler)!r} must take {takes}: {error}") from error
         if self._inbox is not None:
             self._inbox.check(handler)
+
+
+@contextlib.contextmanager
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
+    """The first signal stops, the second one ends the process. Not the loop's signal handlers: a blocked loop would not see them."""
+    signalled = False
+
+    def interrupt(number: int, frame: object) -> None:
+        nonlocal signalled
+        if signalled:
+            _end_process(number)
+        signalled = True
+        stop()
+
+    before = []
+    try:
+        for each in STOP_SIGNALS:
+            try:
+                before.append((each, signal.signal(each, interrupt)))
+            except ValueError:  # not the main thread: who has that stops us
+                log.debug("no handler for signal %s here", each)
+        yield
+    finally:
+        for each, handler in before:
+            signal.signal(each, handler if handler is not None else signal.SIG_DFL)
+
+
+def _end_process(number: int) -> None:
+    """Not by an exception: the interpreter would wait for the threads of blocking handlers before it ends."""
+    for each in STOP_SIGNALS:
+        signal.signal(each, signal.SIG_DFL)  # should a flush hang, a third one needs nothing of ours
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(128 + number)
 
 
 def _start(start: str | datetime) -> str:

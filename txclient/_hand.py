@@ -142,7 +142,7 @@ class Hand:
             if not lane.queue or lane.running or lane.blocked_by:
                 continue
             entry = lane.queue.pop(0)
-            if self._closing or now - entry.at > self._start_within_s:
+            if self._closing or self._is_old(entry, now):
                 reason = "the consumer stops" if self._closing else "the lease was too old to start"
                 actions.append(self._fail(entry, Settle(End.NACK, entry.delivery, reason, 0.0, counts=False)))
             else:
@@ -151,6 +151,11 @@ class Hand:
                 self._free -= 1
                 actions.append(Start(entry.delivery))
         return actions
+
+    def may_begin(self, token: str, now: float) -> bool:
+        """May one that was started, and whose handler has not begun, be begun now? Not where its lease is gone, or too old to start."""
+        entry = self._entries[token]
+        return not entry.revoked and not self._is_old(entry, now)
 
     def finish(self, token: str, end: End, *, reason: str = "", delay_s: float | None = None, counts: bool = True) -> list[Action]:
         """The handler ended. A revoked delivery is told to nobody: its result would be refused, and it is delivered again."""
@@ -219,6 +224,9 @@ class Hand:
 
     def renewable(self) -> list[str]:
         return [token for token, entry in self._entries.items() if entry.state is not _State.SETTLING and not entry.revoked]
+
+    def _is_old(self, entry: _Entry, now: float) -> bool:
+        return now - entry.at > self._start_within_s
 
     # --- lanes -------------------------------------------------------------------------------------------------------------
 

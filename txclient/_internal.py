@@ -6,6 +6,11 @@ from collections.abc import Awaitable, Mapping
 from typing import Any, Protocol
 
 from ._delivery import Delivery
+from .errors import HalfmsgError
+
+
+class NotBegun(HalfmsgError):
+    """The inbox could not begin: its database is away or locked. No attempt was made."""
 
 
 class Attached(Protocol):
@@ -18,11 +23,15 @@ class Attached(Protocol):
         """32 hex digits; read at each hello and beat, so it may be learnt late."""
 
     async def answer(self, question: Mapping[str, Any], /) -> Mapping[str, Any]:
-        """`{type, producer, source, transactions, holders?}` -> `{source?, verdicts, holders?}`. An exception is logged and not answered."""
+        """`{type, producer, source, transactions, holders?}` -> `{source?, verdicts, holders?}`. An exception is logged and not answered;
+        what takes longer than the coordinator waits is cancelled.
+        """
         ...
 
     def beat(self) -> Mapping[str, Any] | Awaitable[Mapping[str, Any]]:
-        """`{beats?, clean_before?}`, asked after each hello and each 15 s; name and source are filled in."""
+        """`{beats?, clean_before?}`, asked when it is attached, with each connection and each 15 s; name and source are filled in. One that
+        takes longer than 5 s is cancelled, and left out of this beat.
+        """
         ...
 
 
@@ -37,7 +46,10 @@ class Claims(Protocol):
         ...
 
     async def run(self, delivery: Delivery, handler: Any, /) -> None:
-        """Claim, run the handler, commit: one transaction. A duplicate returns without running; what the handler raised is raised again."""
+        """Claim, run the handler, commit: one transaction. A duplicate returns without running; what the handler raised is raised again.
+
+        Raises NotBegun(inbox_away) where the handler was not called: it is asked again, and that costs the message no attempt.
+        """
 
     async def aclose(self) -> None: ...
 
@@ -61,7 +73,10 @@ class Internal(Protocol):
         ...
 
     async def attach(self, producer: Attached) -> None:
-        """Say hello for it and serve its questions, on this loop's connection, which is opened and kept open. Returns at once."""
+        """Say hello for it and serve its questions, on this loop's connection, which is opened and kept open; waits for no other producer.
+
+        Raises UsageError(bad_request) for the 65th of this loop: give it a Client of its own.
+        """
 
     async def detach(self, producer: Attached) -> None: ...
     async def op(self, op: Any, *, timeout: float | None = None, retry: bool = True) -> Any:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from . import _clock, _wire
-from ._client import Client
 from ._hand import End, Settle
 from .errors import ApiError, Busy, HalfmsgError
 
@@ -20,19 +19,21 @@ MAX_REASON_CHARS: Final = 1_000
 AGAIN_S: Final = 0.05
 log = logging.getLogger("halfmsg.txclient")
 Answered = Callable[[Settle, bool, Sequence[str]], None]
+Tell = Callable[[object], Awaitable[Any]]
+"""One operation, within a lease's time -> its `ok`. Raises HalfmsgError."""
 
 
 class Settling:
     """Tells the coordinator what became of deliveries; `answered` hears of each: definitely accepted, or definitely refused.
 
     An ack without an answer counts as refused (it is delivered again, and the inbox knows it); a nack or reject is repeated until it has
-    one, since its lane may not go on without proof.
+    one, since its lane may not go on without proof. Where the client is closed (`closed`) nothing more can be told, and all is refused.
     """
 
-    def __init__(self, client: Client, group: str, lease_s: float, answered: Answered) -> None:
-        self._client = client
+    def __init__(self, op: Tell, closed: Callable[[], bool], group: str, answered: Answered) -> None:
+        self._op = op
+        self._closed = closed
         self._group = group
-        self._timeout_s = lease_s
         self._answered = answered
         self._waiting: list[Settle] = []
         self._early: list[Settle] = []
@@ -68,7 +69,7 @@ class Settling:
 
     async def _tell(self, end: End, told: Sequence[Settle]) -> None:
         try:
-            answer = await self._client.op(_op(end, self._group, told), timeout=self._timeout_s)
+            answer = await self._op(_op(end, self._group, told))
             results: Sequence[Mapping[str, Any]] = answer["results"]
         except HalfmsgError as error:
             self._unanswered(end, told, error)
@@ -88,8 +89,10 @@ class Settling:
             self._answered(one, problem is None, back)
 
     def _unanswered(self, end: End, told: Sequence[Settle], error: HalfmsgError) -> None:
-        definite = isinstance(error, ApiError) and not isinstance(error, Busy)
-        log.warning("%d deliveries of group %s could not be told as %s: %s", len(told), self._group, end, error)
+        closed = self._closed()
+        definite = closed or (isinstance(error, ApiError) and not isinstance(error, Busy))
+        level = logging.DEBUG if closed else logging.WARNING
+        log.log(level, "%d deliveries of group %s could not be told as %s: %s", len(told), self._group, end, error)
         for one in told:
             if definite or end is End.ACK:
                 self._answered(one, False, ())

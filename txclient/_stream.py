@@ -17,6 +17,7 @@ from msgspec import Raw
 from . import _clock, _retry, _wire
 from ._calls import Call, Calls
 from ._http import Http, failure
+from ._internal import Attached
 from ._producers import Producers
 from .errors import ApiError, HalfmsgError, TransportError, UsageError, api_error
 
@@ -96,8 +97,9 @@ class Stream:
         self._closed = False
 
     @property
-    def unused(self) -> bool:
-        return not self._subscribers and not len(self.producers)
+    def closed(self) -> bool:
+        """For good: the client's next call has another one."""
+        return self._closed
 
     @property
     def connected(self) -> bool:
@@ -108,6 +110,9 @@ class Stream:
     def call(self, raw: Raw, timeout_s: float, *, once: bool = False) -> asyncio.Future[Any]:
         """Its answer, or ApiError, or TransportError: timeout (sent, no answer: outcome unknown), unreachable. Raises Busy(client_queue_full)."""
         future = self._loop.create_future()
+        if self._closed:
+            future.set_exception(TransportError("unreachable", "this client was closed; nothing was sent"))
+            return future
         if once and self._failed is not None:
             future.set_exception(self._failed)
             self._open()
@@ -122,12 +127,15 @@ class Stream:
             self._wake.set()
         return future
 
-    async def changed(self) -> None:
-        """The producers are others now: say hello again; the last one stands."""
+    async def changed(self, new: Attached | None = None) -> None:
+        """The producers are others now: say hello again; the last one stands. Of the beats only the new one's is waited for, if at all:
+        whose database hangs keeps no other from coming and going.
+        """
         if self._ws is not None:
             try:
                 await self._send(self._hello())
-                await self._send(await self.producers.beat())
+                if new is not None:
+                    await self._send(await self.producers.beat(new))
             except ConnectionError:
                 log.debug("the connection broke under a hello; the next one says it")
         elif len(self.producers):

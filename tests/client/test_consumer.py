@@ -4,53 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from halfmsg.txclient import ApiError, Client, Consumer, Delivery, Reject, Retry, UsageError
 
-from .stub_server import WHEN, StubServer, accept, refuse
-
-
-def wire(offset: int, key: str | None = "k", token: str | None = None) -> dict[str, Any]:
-    content = {"id": f"i-{offset}", "transaction_id": "i", "topic": "t", "lane": 0, "offset": offset, "time": WHEN, "data": b"%d" % offset}
-    return content | {"token": token or f"t{offset}"} | ({} if key is None else {"key": key})
-
-
-def deliver(*deliveries: Mapping[str, Any]) -> dict[str, Any]:
-    return {"type": "deliver", "group": "g", "deliveries": list(deliveries)}
-
-
-async def frames(server: StubServer, kind: str, count: int = 1) -> list[dict[str, Any]]:
-    seen = 0
-    while True:
-        found = [frame for frame in await server.other.reach(seen) if frame["type"] == kind]
-        if len(found) >= count:
-            return found
-        seen = len(server.other) + 1
-
-
-async def told(server: StubServer, count: int) -> list[str]:
-    """What was acked, nacked or rejected, in short; waits until there are so many."""
-    seen = 0
-    while True:
-        ops = [op for op in await server.ops.reach(seen) if op["op"] != "extend"]
-        items = [f"{op['op']} {one['token']}" for op in ops for one in op["deliveries"]]
-        if len(items) >= count:
-            return items
-        seen = len(server.ops) + 1
-
-
-@asynccontextmanager
-async def serving(server: StubServer, consumer: Consumer) -> AsyncIterator[None]:
-    task = asyncio.create_task(consumer.serve())
-    await asyncio.wait((task, asyncio.create_task(frames(server, "subscribe"))), return_when=asyncio.FIRST_COMPLETED)
-    yield
-    consumer.stop()
-    await task
+from .delivering import deliver, frames, serving, told, wire
+from .stub_server import StubServer, accept, refuse
 
 
 async def test_serve_makes_the_group_and_subscribes(server: StubServer, client: Client) -> None:
@@ -492,3 +455,22 @@ def test_handler_of_the_wrong_shape_is_refused_at_decoration() -> None:
     with pytest.raises(UsageError) as caught:
         consumer.on("t", tag="x")
     assert caught.value.code == "combination_refused"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("lease", 3_600.1),
+        ("lease", timedelta(hours=2)),
+        ("lease", 0.04),
+        ("lease", float("nan")),
+        ("concurrency", 0),
+        ("concurrency", 1_001),
+        ("concurrency", 1.5),
+    ],
+)
+def test_p2_consumer_that_no_coordinator_would_take_is_refused_when_it_is_made(option: str, value: Any) -> None:
+    """Its subscribe frame would be none, and close the stream of all that share the Client, again and again."""
+    with pytest.raises(UsageError) as caught:
+        Consumer(Client(), "g", **{option: value})
+    assert caught.value.code == "bad_request"

@@ -14,7 +14,7 @@ import pytest_asyncio
 from halfmsg.coordinator.app import Coordinator
 from halfmsg.coordinator.settings import Check, Settings
 from halfmsg.outbox import Outbox
-from halfmsg.txclient import Client, Conflict, Consumer, Delivery, Message, Reject, Retry, transaction_digest
+from halfmsg.txclient import Client, Conflict, Consumer, Delivery, Message, Reject, Retry, UsageError, transaction_digest
 from halfmsg.txclient._links import Links
 from halfmsg.txclient._wire import Deliver, Json
 from tests.support.serving import eventually
@@ -265,3 +265,40 @@ async def test_client_and_consumer_survive_a_restart(tmp_path: Path) -> None:
     finally:
         await client.aclose()
         await again.stop()
+
+
+class Tenant(Orders):
+    """One of many producers of a process."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+
+async def test_p2_producer_past_the_limit_of_a_hello_is_refused_and_hurts_nobody(client: Client) -> None:
+    """64 answer over one Client, as the coordinator takes no more in a frame; the next one is told what to do, and all goes on."""
+    for n in range(64):
+        await client.attach(Tenant(f"tenant{n}"))
+    assert (await client.send("plain", 1)).state == "committed"
+    with pytest.raises(UsageError, match="a Client of its own") as caught:
+        await client.attach(Tenant("one.more"))
+    assert caught.value.code == "bad_request"
+    twin = Tenant("tenant7")
+    await client.attach(twin)
+    await client.detach(twin)
+    assert (await client.send("plain", 2)).state == "committed"
+    assert client.connected
+
+
+@pytest.mark.parametrize(("lease", "concurrency"), [(3_600, 1_000), (0.05, 1)])
+async def test_consumer_at_the_limits_of_its_options_is_taken(client: Client, lease: float, concurrency: int) -> None:
+    """What the client lets pass is no bad frame for the coordinator."""
+    await client.put_topic("plain", kind="unordered", allow_no_group=True)
+    consumer, done = Consumer(client, "g", lease=lease, concurrency=concurrency), asyncio.Event()
+
+    @consumer.on("plain")
+    async def handle(msg: Delivery) -> None:
+        done.set()
+
+    await client.send("plain", 1)
+    await run(consumer, done)
