@@ -57,6 +57,15 @@ class Home:
             return idle.pop()
         return await self._connect()
 
+    async def run_with(self, adapter: AsyncAdapter, steps: Steps[T]) -> T:
+        """Steps on one that was taken. On SQLite in one go: a lock that waited for the loop would keep a sync block in the loop's thread, and
+        so the loop itself, from ever coming to it."""
+        if adapter.dialect == "sqlite":
+            from .adapters.aiosqlite import run_whole
+
+            return await run_whole(adapter.conn, steps)
+        return await run_async(steps, adapter)
+
     @asynccontextmanager
     async def impatient(self) -> AsyncIterator[AsyncAdapter]:
         """A connection that on SQLite waits 50 ms for a lock, and is closed afterwards, as it stays so."""
@@ -92,7 +101,7 @@ class Home:
         adapter = await self.take()
         whole = False
         try:
-            result = await run_async(own_transaction(steps) if transaction else steps, adapter)
+            result = await self.run_with(adapter, own_transaction(steps) if transaction else steps)
             whole = True
             return result
         finally:
@@ -145,7 +154,7 @@ class Home:
         return AsyncPsycopgAdapter(await psycopg.AsyncConnection.connect(self.url, autocommit=True, prepare_threshold=None))
 
     async def _install(self, adapter: AsyncAdapter) -> None:
-        await run_async(_prepare_file(self.tables), adapter)
+        await self.run_with(adapter, _prepare_file(self.tables))
         self._installed = True
 
     async def aclose(self) -> None:

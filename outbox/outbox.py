@@ -224,7 +224,7 @@ class Outbox:
 
     async def _rule(self, adapter: AsyncAdapter, question: Question) -> Answer | None:
         try:
-            return await run_async(own_transaction(answering.rule(self._home.tables, question, self._source)), adapter)
+            return await self._home.run_with(adapter, own_transaction(answering.rule(self._home.tables, question, self._source)))
         except Exception as error:
             if not answering.is_locked(error):
                 raise
