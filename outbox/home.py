@@ -18,13 +18,19 @@ from urllib.parse import urlsplit
 
 from halfmsg.txclient import UsageError
 
-from .effects import Abort, AsyncAdapter, Begin, Commit, Dialect, Reset, Rows, Sql, Steps, SyncAdapter, ending, run_async, run_sync
+from .effects import Abort, Adapter, AsyncAdapter, Begin, Commit, Dialect, Reset, Rows, Sql, Steps, SyncAdapter, ending, run_async, run_sync
 from .tables import Tables
 
 log = logging.getLogger("halfmsg.outbox")
 T = TypeVar("T")
 BUSY_TIMEOUT_S = 15.0
 IDLE_MAX = 16
+ANSWER_MAX_S = 20.0
+"""How long steps of ours wait for PostgreSQL, as long as TCP waits (`adapters.psycopg.LIMITS`): a proxy between may be alive and say nothing."""
+IMPATIENT_MAX_S = 6.0
+GIVE_MAX_S = 5.0
+CANCEL_S = 2.0
+"""For the server to end a statement that was given up; then the socket is shut, since the driver would wait for that answer too."""
 EXTRA = "pip install 'halfmsg[postgres]'"
 
 
@@ -53,31 +59,35 @@ class Home:
         self._after_fork()
         await self._close_left()
         idle = self._idle.setdefault(asyncio.get_running_loop(), deque())
-        if idle:
-            return idle.pop()
+        while idle:
+            adapter = idle.pop()
+            if not is_ended(adapter):
+                return adapter
+            await adapter.close()
         return await self._connect()
 
-    async def run_with(self, adapter: AsyncAdapter, steps: Steps[T]) -> T:
-        """Steps on one that was taken. On SQLite in one go: a lock that waited for the loop would keep a sync block in the loop's thread, and
-        so the loop itself, from ever coming to it."""
-        if adapter.dialect == "sqlite":
-            from .adapters.aiosqlite import run_whole
-
-            return await run_whole(adapter.conn, steps)
-        return await run_async(steps, adapter)
-
     @asynccontextmanager
-    async def impatient(self) -> AsyncIterator[AsyncAdapter]:
-        """A connection that on SQLite waits 50 ms for a lock, and is closed afterwards, as it stays so."""
+    async def _taken(self, limit_s: float, *, once: bool = False) -> AsyncIterator[AsyncAdapter]:
+        """For work of the library's own. Raises TimeoutError once PostgreSQL has said nothing for `limit_s`; SQLite has its busy timeout."""
         adapter = await self.take()
         whole = False
         try:
-            if adapter.dialect == "sqlite":
-                await run_async(one(self.tables.sql("lock_wait")), adapter)
-            yield adapter
+            async with in_time(adapter, limit_s):
+                yield adapter
             whole = True
+        except TimeoutError:
+            await self._close_idle()  # those that lay beside it have gone the same way, and each would cost as long
+            raise
         finally:
-            await self.give(adapter, broken=adapter.dialect == "sqlite" or not whole)
+            await self.give(adapter, broken=once or not whole)
+
+    @asynccontextmanager
+    async def impatient(self, limit_s: float | None = None) -> AsyncIterator[AsyncAdapter]:
+        """A connection that on SQLite waits 50 ms for a lock, and is closed afterwards, as it stays so. Raises TimeoutError, as `run` does."""
+        async with self._taken(IMPATIENT_MAX_S if limit_s is None else limit_s, once=self.dialect == "sqlite") as adapter:
+            if adapter.dialect == "sqlite":
+                await self.run_with(adapter, one(self.tables.sql("lock_wait")))
+            yield adapter
 
     async def give(self, adapter: AsyncAdapter, *, broken: bool = False, lent: bool = False) -> None:
         """Back to the idle ones. One on which something was cut off is closed: its state is not known (R1).
@@ -96,16 +106,22 @@ class Home:
         else:
             idle.append(adapter)
 
-    async def run(self, steps: Steps[T], *, transaction: bool = False) -> T:
-        """Steps on a connection of our own; with `transaction` in one of their own, else each statement by itself."""
-        adapter = await self.take()
-        whole = False
-        try:
-            result = await self.run_with(adapter, own_transaction(steps) if transaction else steps)
-            whole = True
-            return result
-        finally:
-            await self.give(adapter, broken=not whole)
+    async def run(self, steps: Steps[T], *, transaction: bool = False, limit_s: float | None = None) -> T:
+        """Steps on a connection of our own; with `transaction` in one of their own, else each statement by itself.
+
+        Raises TimeoutError where PostgreSQL falls silent (`limit_s`, else ANSWER_MAX_S); the connection is closed, the next is a new one.
+        """
+        async with self._taken(ANSWER_MAX_S if limit_s is None else limit_s) as adapter:
+            return await self.run_with(adapter, own_transaction(steps) if transaction else steps)
+
+    async def run_with(self, adapter: AsyncAdapter, steps: Steps[T]) -> T:
+        """Steps on one that was taken. On SQLite in one go: a lock that waited for the loop would keep a sync block in the loop's thread, and
+        so the loop itself, from ever coming to it."""
+        if adapter.dialect == "sqlite":
+            from .adapters.aiosqlite import run_whole
+
+            return await run_whole(adapter.conn, steps)
+        return await run_async(steps, adapter)
 
     async def _close_left(self) -> None:
         """What loops that have ended left idle: a check-back that is answered without a loop of the service's has one of its own (P9)."""
@@ -119,13 +135,15 @@ class Home:
             return bool(adapter.conn.in_transaction)
         conn = adapter.conn
         if not conn.closed and conn.info.transaction_status.name != "IDLE":
-            await conn.rollback()
+            async with in_time(adapter, GIVE_MAX_S):
+                await conn.rollback()
         return bool(conn.closed)
 
     async def _is_reset(self, adapter: AsyncAdapter) -> bool:
         """False: the connection is lost, which must not look like a failure of what was committed on it."""
         try:
-            await adapter.do(Reset())
+            async with in_time(adapter, GIVE_MAX_S):
+                await adapter.do(Reset())
         except Exception:
             log.debug("a connection was lost after its use", exc_info=True)
             return False
@@ -149,9 +167,10 @@ class Home:
                 raise
             return adapter
         psycopg = _import_psycopg()
-        from .adapters.psycopg import AsyncPsycopgAdapter
+        from .adapters.psycopg import AsyncPsycopgAdapter, settings
 
-        return AsyncPsycopgAdapter(await psycopg.AsyncConnection.connect(self.url, autocommit=True, prepare_threshold=None))
+        conn = await psycopg.AsyncConnection.connect(self.url, autocommit=True, prepare_threshold=None, **settings(self.url))
+        return AsyncPsycopgAdapter(conn)
 
     async def _install(self, adapter: AsyncAdapter) -> None:
         await self.run_with(adapter, _prepare_file(self.tables))
@@ -160,7 +179,13 @@ class Home:
     async def aclose(self) -> None:
         """Close the idle connections of this loop, and of those that have ended."""
         await self._close_left()
-        idle = self._idle.pop(asyncio.get_running_loop(), deque())
+        try:
+            await self._close_idle()
+        finally:
+            self._idle.pop(asyncio.get_running_loop(), None)
+
+    async def _close_idle(self) -> None:
+        idle = self._idle.get(asyncio.get_running_loop(), deque())
         try:
             while idle:
                 await idle.pop().close()
@@ -172,10 +197,15 @@ class Home:
 
     def take_sync(self) -> SyncAdapter:
         self._after_fork()
-        with self._lock:
-            if self._idle_sync:
-                return self._idle_sync.pop()
+        while (adapter := self._idle_one()) is not None:
+            if not is_ended(adapter):
+                return adapter
+            adapter.close()
         return self._connect_sync()
+
+    def _idle_one(self) -> SyncAdapter | None:
+        with self._lock:
+            return self._idle_sync.pop() if self._idle_sync else None
 
     def give_sync(self, adapter: SyncAdapter, *, broken: bool = False, lent: bool = False) -> None:
         conn: Any = adapter.conn
@@ -226,9 +256,9 @@ class Home:
                 raise
             return adapter
         psycopg = _import_psycopg()
-        from .adapters.psycopg import PsycopgAdapter
+        from .adapters.psycopg import PsycopgAdapter, settings
 
-        return PsycopgAdapter(psycopg.Connection.connect(self.url, autocommit=True, prepare_threshold=None))
+        return PsycopgAdapter(psycopg.Connection.connect(self.url, autocommit=True, prepare_threshold=None, **settings(self.url)))
 
     def close_sync(self) -> None:
         with self._lock:
@@ -244,6 +274,36 @@ class Home:
 
 
 _PARENTS: list[object] = []
+
+
+def is_ended(adapter: Adapter) -> bool:
+    """A server that restarts ends its sessions, and an idle one hears of it only when it is used. Looked at without a round trip."""
+    if adapter.dialect == "sqlite":
+        return False
+    from .adapters.psycopg import is_ended
+
+    return is_ended(adapter.conn)
+
+
+@asynccontextmanager
+async def in_time(adapter: AsyncAdapter, limit_s: float) -> AsyncIterator[None]:
+    """Raises TimeoutError once PostgreSQL has said nothing for so long; the connection is then of no more use. SQLite has its busy timeout."""
+    if adapter.dialect == "sqlite":
+        yield
+        return
+    from .adapters.psycopg import hang_up
+
+    last = asyncio.get_running_loop().call_later(limit_s + CANCEL_S, hang_up, adapter.conn)
+    limit = asyncio.timeout(limit_s)
+    try:
+        async with limit:
+            yield
+    except Exception as error:
+        if not limit.expired():
+            raise
+        raise TimeoutError(f"the database has said nothing for {limit_s:g} s; the connection is closed") from error
+    finally:
+        last.cancel()
 
 
 def one(effect: Sql) -> Steps[Rows]:

@@ -35,6 +35,8 @@ T = TypeVar("T")
 BEATS_MAX: Final = 16
 TOPICS_EVERY_S: Final = 5.0
 LEAVE_WAIT_S: Final = 5.0
+SILENCE: Final = 1.5
+"""Of the budget of an answer, on one connection: it is given up, and the next question has another, before twice the budget is over."""
 PREPARE_TIMEOUT_S: Final = 0.25
 BODY_BYTES_MAX: Final = 4 * 1024 * 1024
 TRANSACTION_BYTES_MAX: Final = 7 * 1024 * 1024
@@ -196,25 +198,41 @@ class Outbox:
         return self.source_id
 
     async def decide(self, questions: Sequence[Question], /) -> Mapping[str, Answer]:
-        """What became of these: final rows first, then a tombstone for each absent one, within 4 s; the rest is left out (R28)."""
+        """What became of these: final rows first, then a tombstone for each absent one, within 4 s; the rest is left out (R28).
+
+        A database that falls silent ends it after 8 s: with what was read by then, else TimeoutError.
+        """
+        found: dict[str, Answer] | None = None
         deadline = _clock.monotonic() + answering.BUDGET_S
+        try:
+            async with asyncio.timeout(2 * answering.BUDGET_S):
+                source, found = await self._read(questions, deadline)
+                self._source = self._source or source
+                if source != self._source:
+                    words = "outbox %s: its URL leads to another database now: %s, and no longer %s; nothing is answered"
+                    log.error(words, self.name, source.hex(), self.source_id)
+                    return {}
+                await self._rule_absent(questions, found, source, deadline)
+        except TimeoutError:
+            if found is None:
+                raise
+            log.warning("outbox %s: a question is answered in part only: the database says nothing", self.name)
+        return found
+
+    async def _read(self, questions: Sequence[Question], deadline: float) -> tuple[bytes, dict[str, Answer]]:
         reading = answering.read_positive(self._home.tables, questions, lambda: _clock.monotonic() < deadline)
-        source, found = await self._home.run(reading)
-        self._source = self._source or source
-        if source != self._source:
-            words = "outbox %s: its URL leads to another database now: %s, and no longer %s; nothing is answered"
-            log.error(words, self.name, source.hex(), self.source_id)
-            return {}
+        return await self._home.run(reading, limit_s=SILENCE * answering.BUDGET_S)
+
+    async def _rule_absent(self, questions: Sequence[Question], found: dict[str, Answer], source: bytes, deadline: float) -> None:
         absent = [q for q in questions if q.id not in found and (q.source is None or q.source == source.hex())]
         if absent:
             try:
                 await self._rule_all(absent, found, deadline)
             except Exception:  # a replica that takes no writes, a lost connection: what is proven is said, the rest is left out
                 log.warning("outbox %s: a question is answered in part only", self.name, exc_info=True)
-        return found
 
     async def _rule_all(self, absent: Sequence[Question], found: dict[str, Answer], deadline: float) -> None:
-        async with self._home.impatient() as adapter:
+        async with self._home.impatient(SILENCE * answering.BUDGET_S) as adapter:
             for question in absent:
                 if _clock.monotonic() >= deadline:
                     break
@@ -233,10 +251,15 @@ class Outbox:
             return Answer(Verdict.RUNNING)
 
     async def holders(self, missing: Sequence[Any]) -> Mapping[Any, str | None]:
-        """Who holds numbers that have not arrived (R5)."""
+        """Who holds numbers that have not arrived (R5). Those that are not read within 8 s are left out."""
         found = {}
-        for place in missing:
-            found[place] = await self._home.run(answering.who_holds(self._home.tables, place.topic, place.key, place.sequence))
+        try:
+            async with asyncio.timeout(2 * answering.BUDGET_S):
+                for place in missing:
+                    asking = answering.who_holds(self._home.tables, place.topic, place.key, place.sequence)
+                    found[place] = await self._home.run(asking, limit_s=SILENCE * answering.BUDGET_S)
+        except TimeoutError:
+            log.warning("outbox %s: holders of numbers are told in part only: the database says nothing", self.name)
         return found
 
     async def answer(self, question: Mapping[str, Any], /) -> Mapping[str, Any]:
@@ -248,7 +271,9 @@ class Outbox:
 
     async def beat(self) -> Mapping[str, Any]:
         """Append a random value to the last 16 in meta and report them (R7)."""
-        return {"beats": await self._home.run(_beat(self._home.tables, os.urandom(8)), transaction=True)}
+        async with asyncio.timeout(2 * answering.BUDGET_S):
+            beats = _beat(self._home.tables, os.urandom(8))
+            return {"beats": await self._home.run(beats, transaction=True, limit_s=SILENCE * answering.BUDGET_S)}
 
     # --- open and close ------------------------------------------------------------------------------------------------------
 

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
+from uuid import uuid4
+
+import pytest
 
 from halfmsg import Client, Outbox
+from halfmsg.checkback import Question
+from halfmsg.outbox import answering, home
 from halfmsg.outbox.effects import Begin, Commit, Steps
 
-from .sides import Side, closing
+from .faults import deaf_proxy
+from .sides import Side, closing, plain
 
 
 async def test_p9_steps_of_ours_hold_no_lock_while_the_loop_stands_still(file: Side) -> None:
@@ -36,3 +43,140 @@ async def test_p9_sync_blocks_beside_the_relay_on_its_loop(file: Side, client: C
                 tx.publish("u", n)
             await client.ack(await client.fetch("g", wait=5))
         outbox._home.close_sync()
+
+
+# --- a database that falls silent --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limits of this file's silent connections, in tenths of seconds."""
+    monkeypatch.setattr(home, "ANSWER_MAX_S", 0.5)
+    monkeypatch.setattr(home, "GIVE_MAX_S", 0.3)
+    monkeypatch.setattr(home, "CANCEL_S", 0.2)
+    monkeypatch.setattr(answering, "BUDGET_S", 0.4)
+
+
+async def rest_idle(outbox: Outbox, count: int) -> None:
+    """A busy moment leaves so many idle connections."""
+    gate = asyncio.Barrier(count)
+
+    async def block() -> None:
+        async with outbox.transaction():
+            await gate.wait()
+
+    await asyncio.gather(*(block() for _ in range(count)))
+
+
+async def test_p9_relay_goes_on_over_a_new_connection_when_one_falls_silent(postgres: Side, client: Client, soon: None) -> None:
+    """A fail-over that closes nothing: the relay's connection never answers again, and the rows go over another."""
+    async with deaf_proxy(postgres.url) as (proxy, url), Outbox(client, "orders", url):
+        proxy.fall_silent()
+        conn = await postgres.connect()
+        await postgres.outbox().publish(conn, "u", 1)
+        await conn.commit()
+        assert [each.json() for each in await client.fetch("g", wait=20)] == [1]
+
+
+async def test_p9_question_over_a_silent_connection_costs_no_second_one(postgres: Side, soon: None) -> None:
+    """One question ends without an answer; the idle connections beside it are not tried one after the other."""
+    async with deaf_proxy(postgres.url) as (proxy, url), closing(Outbox(Client("http://127.0.0.1:9"), "orders", url)) as outbox:
+        await outbox.beat()
+        await rest_idle(outbox, 6)
+        proxy.fall_silent()
+        asked = [Question(str(uuid4()), 2**50, None)]
+        async with asyncio.timeout(20):
+            with pytest.raises(TimeoutError):
+                await outbox.decide(asked)
+            assert [each.verdict for each in (await outbox.decide(asked)).values()] == ["rolled_back"]
+
+
+@pytest.mark.parametrize("asks", ["beat", "holders"])
+async def test_p9_beat_and_holders_end_on_a_silent_connection(postgres: Side, soon: None, asks: str) -> None:
+    """The stream waits for a beat and for holders: neither may hang for ever."""
+    async with deaf_proxy(postgres.url) as (proxy, url), closing(Outbox(Client("http://127.0.0.1:9"), "orders", url)) as outbox:
+        await outbox.beat()
+        proxy.fall_silent()
+        async with asyncio.timeout(20):
+            if asks == "beat":
+                with pytest.raises(TimeoutError):
+                    await outbox.beat()
+            else:
+                assert await outbox.holders([Place("s", "k", 1)]) == {}
+
+
+class Place:
+    def __init__(self, topic: str, key: str, sequence: int) -> None:
+        self.topic, self.key, self.sequence = topic, key, sequence
+
+
+async def test_p9_half_message_lets_its_caller_go_when_the_database_is_silent(
+    postgres: Side, client: Client, soon: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller's COMMIT died, and the block's exit asks over a connection that is as dead: the error comes back, the check-back asks later."""
+    monkeypatch.setattr(home, "IMPATIENT_MAX_S", 0.5)
+    async with deaf_proxy(postgres.url) as (proxy, url), Outbox(client, "orders", url) as outbox:
+        await rest_idle(outbox, 3)
+        async with asyncio.timeout(20):
+            with pytest.raises(ConnectionError):
+                async with outbox.prepared(plain("k", 1)):
+                    proxy.fall_silent()
+                    raise ConnectionError("my COMMIT timed out")
+
+
+async def test_p9_block_of_ours_ends_when_the_database_falls_silent_after_its_commit(postgres: Side, soon: None) -> None:
+    """After the commit nothing may look like a failure, and nothing may hang: the connection is not used again."""
+    async with deaf_proxy(postgres.url) as (proxy, url), closing(Outbox(Client("http://127.0.0.1:9"), "orders", url)) as outbox:
+        async with asyncio.timeout(20):
+            adapter = await outbox._home.take()
+            proxy.fall_silent()
+            await outbox._home.give(adapter, lent=True)
+            async with outbox.transaction() as tx:
+                await tx.publish("u", 1)
+    assert postgres.count("halfmsg_tx") == 1
+
+
+async def test_connections_of_ours_have_limits_unless_the_url_has_them(postgres: Side) -> None:
+    """Keepalives and time-outs of TCP are set, and what a URL says stands."""
+    for url, expected in ((postgres.url, "10"), (f"{postgres.url}&connect_timeout=7", "7")):
+        ours = home.Home(url, "halfmsg_")
+        adapter, blocking = await ours.take(), ours.take_sync()
+        for conn in (adapter.conn, blocking.conn):
+            found = conn.info.get_parameters()
+            assert (found["connect_timeout"], found["keepalives_idle"], found["tcp_user_timeout"]) == (expected, "10", "20000")
+        await adapter.close()
+        blocking.close()
+
+
+# --- sessions that the server has ended ----------------------------------------------------------------------------------------
+
+
+def end_sessions(side: Side, name: str) -> None:
+    """As a restart does; returns once they are gone."""
+    them = "FROM pg_stat_activity WHERE application_name = ? AND pid <> pg_backend_pid()"
+    side.read(f"SELECT pg_terminate_backend(pid, 5000) {them}", name)
+
+
+@pytest.mark.parametrize("kind", ["psycopg", "psycopg async"])
+async def test_p1_idle_connections_that_the_server_has_ended_fail_no_block(postgres: Side, kind: str) -> None:
+    """A restart of the server costs the blocks after it nothing."""
+    name = "n" + uuid4().hex[:12]
+    outbox = Outbox(Client("http://127.0.0.1:9"), "orders", f"{postgres.url}&application_name={name}")
+    async with closing(outbox):
+        if kind == "psycopg":
+            blocks: list[Any] = [outbox.transaction() for _ in range(4)]
+            for one in blocks:
+                one.__enter__()
+            for one in blocks:
+                one.__exit__(None, None, None)
+        else:
+            await rest_idle(outbox, 4)
+        end_sessions(postgres, name)
+        for n in range(6):
+            if kind == "psycopg":
+                with outbox.transaction() as tx:
+                    tx.publish("u", n)
+            else:
+                async with outbox.transaction() as tx:
+                    await tx.publish("u", n)
+    assert postgres.count("halfmsg_tx") == 6
