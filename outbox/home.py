@@ -25,6 +25,8 @@ log = logging.getLogger("halfmsg.outbox")
 T = TypeVar("T")
 BUSY_TIMEOUT_S = 15.0
 IDLE_MAX = 16
+LOOKS_MAX = 100
+"""At a new SQLite file that several processes make at once."""
 ANSWER_MAX_S = 20.0
 """How long steps of ours wait for PostgreSQL, as long as TCP waits (`adapters.psycopg.LIMITS`): a proxy between may be alive and say nothing."""
 IMPATIENT_MAX_S = 6.0
@@ -320,12 +322,21 @@ def own_transaction(steps: Steps[T]) -> Steps[T]:
 
 def _prepare_file(tables: Tables) -> Steps[None]:
     """Our tables in a SQLite file. A file that is new gets WAL, so that relay and service do not wait for each other's reads."""
-    missing: list[str] = yield from tables.missing()
-    if not missing:
-        return
-    found: Rows = yield Sql("SELECT count(*) FROM sqlite_master")
-    if found[0][0] == 0:
-        yield Sql("PRAGMA journal_mode = WAL")
+    for last in (*[False] * (LOOKS_MAX - 1), True):
+        missing: list[str] = yield from tables.missing()
+        if not missing:
+            return
+        found: Rows = yield Sql("SELECT count(*) FROM sqlite_master")
+        if found[0][0]:
+            break
+        try:
+            yield Sql("PRAGMA journal_mode = WAL")
+            break
+        except Exception as error:  # another process is making the file at this moment, and this pragma alone waits for no lock
+            if last or "locked" not in str(error):
+                raise
+        yield Begin()  # waits in line for the other
+        yield Abort()
     yield Begin()
     try:
         yield from tables.install(os.urandom(16))

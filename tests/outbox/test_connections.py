@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
+import sqlite3
 import threading
+from contextlib import closing as closing_file
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -12,7 +16,9 @@ import pytest
 from halfmsg import Client, Outbox
 from halfmsg.checkback import Question
 from halfmsg.outbox import answering, home
-from halfmsg.outbox.effects import Begin, Commit, Steps
+from halfmsg.outbox.adapters.sqlite import SqliteAdapter
+from halfmsg.outbox.effects import Begin, Commit, Effect, Sql, Steps, run_sync
+from halfmsg.outbox.tables import Tables
 
 from .faults import deaf_proxy
 from .sides import Side, closing, plain
@@ -180,3 +186,64 @@ async def test_p1_idle_connections_that_the_server_has_ended_fail_no_block(postg
                 async with outbox.transaction() as tx:
                     await tx.publish("u", n)
     assert postgres.count("halfmsg_tx") == 6
+
+
+# --- a new file ------------------------------------------------------------------------------------------------------------------
+
+
+class Beside(SqliteAdapter):
+    """Another process comes to the new file just before us: it has the lock when the journal is asked for, and lets go when it is waited for."""
+
+    other: sqlite3.Connection
+    times = 1
+
+    def do(self, effect: Effect) -> Any:
+        if isinstance(effect, Sql) and "journal_mode" in effect.text and self.times:
+            self.times -= 1
+            self.other.execute("BEGIN IMMEDIATE")
+        if isinstance(effect, Begin) and self.other.in_transaction:
+            self.other.execute("ROLLBACK")
+        return super().do(effect)
+
+
+@pytest.mark.parametrize("times", [3, home.LOOKS_MAX])
+def test_p1_new_file_that_another_process_makes_is_waited_for(folder: Path, times: int) -> None:
+    """The journal of a new file changes without any lock alone, and SQLite does not wait for that: we wait in line and look again, so often."""
+    file, tables = folder / "new.db", Tables("sqlite", "halfmsg_")
+    with closing_file(sqlite3.connect(file, isolation_level=None)) as ours, closing_file(sqlite3.connect(file, isolation_level=None)) as theirs:
+        adapter = Beside(ours)
+        adapter.other, adapter.times = theirs, times
+        if times < home.LOOKS_MAX:
+            run_sync(home._prepare_file(tables), adapter)
+            assert ours.execute("SELECT count(*) FROM halfmsg_meta").fetchone() == (4,)
+            assert ours.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        else:
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                run_sync(home._prepare_file(tables), adapter)
+
+
+def _first(url: str, gate: Any, said: Any) -> None:
+    outbox = Outbox(Client("http://127.0.0.1:9"), "orders", url)
+    gate.wait()
+    try:
+        with outbox.transaction() as tx:
+            tx.publish("u", 1)
+        said.put(None)
+    except Exception as error:
+        said.put(repr(error))
+
+
+def test_p1_workers_that_start_together_on_a_new_file_all_publish(folder: Path) -> None:
+    """Four processes make one SQLite file at the same moment: its tables and its WAL are made once, and nobody fails."""
+    ways = multiprocessing.get_context("fork")
+    for n in range(6):
+        gate, said = ways.Barrier(4), ways.Queue()
+        workers = [ways.Process(target=_first, args=(f"sqlite:///{folder}/new{n}.db", gate, said)) for _ in range(4)]
+        for worker in workers:
+            worker.start()
+        assert [said.get(timeout=40) for _ in workers] == [None] * 4
+        for worker in workers:
+            worker.join()
+        with closing_file(sqlite3.connect(folder / f"new{n}.db")) as conn:
+            assert conn.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+            assert conn.execute("SELECT count(*) FROM halfmsg_tx").fetchone() == (4,)
