@@ -96,7 +96,7 @@ def read_meta(tables: Tables) -> Steps[Meta]:
 
 
 def schema_missing(tables: Tables) -> UsageError:
-    text = f"the tables {tables.prefix}* are not there or of another version; run: halfmsg outbox install URL"
+    text = f"the tables {tables.prefix}* are not there or of another version; run: {tables.install_command()}"
     return UsageError("schema_missing", text)
 
 

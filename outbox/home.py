@@ -42,10 +42,10 @@ class Home:
     def __init__(self, db: object, prefix: str) -> None:
         if not isinstance(db, str):
             raise UsageError("unknown_database", f"a {type(db).__name__} is not known here yet; give a URL: sqlite:///FILE or postgresql://…")
-        self.url = db
         self.dialect: Dialect = _dialect(db)
+        self.url = _absolute(db) if self.dialect == "sqlite" else db
         self.tables = Tables(self.dialect, prefix)
-        self._path = db.removeprefix("sqlite:///") if self.dialect == "sqlite" else ""
+        self._path = self.url.removeprefix("sqlite:///") if self.dialect == "sqlite" else ""
         self._idle: dict[asyncio.AbstractEventLoop, deque[AsyncAdapter]] = {}
         self._idle_sync: deque[SyncAdapter] = deque()
         self._installed = False
@@ -353,11 +353,18 @@ def _dialect(url: str) -> Dialect:
             raise UsageError("bad_url", f"{url!r} names no file; relay and service must see the same database: sqlite:///orders.db")
         if not (Path(path).parent or Path()).is_dir():
             raise UsageError("bad_url", f"{url!r}: there is no folder {Path(path).parent}")
+        if "?" in path:
+            raise UsageError("bad_url", f"{url!r}: options are not taken here; only the path of the file: sqlite:///{path.partition('?')[0]}")
         return "sqlite"
     if url.startswith(("postgresql://", "postgres://")):
         return "postgresql"
     scheme = urlsplit(url).scheme or url[:20]
     raise UsageError("unknown_database", f"{scheme!r} is not known here; there are sqlite:///FILE and postgresql://…")
+
+
+def _absolute(url: str) -> str:
+    """One database for the life of the process, wherever it goes: a relative path means the folder in which its Outbox was made."""
+    return f"sqlite:///{os.path.abspath(url.removeprefix('sqlite:///'))}"
 
 
 def _import_psycopg() -> Any:

@@ -11,6 +11,7 @@ from halfmsg.txclient import UsageError
 from .effects import Dialect, Rows, Sql, Steps
 
 SCHEMA_VERSION: Final = 1
+PREFIX: Final = "halfmsg_"
 LANES: Final = 64
 _PREFIX: Final = re.compile(r"[a-z][a-z0-9_]{0,30}")
 
@@ -123,6 +124,10 @@ class Tables:
         yield self.sql("meta_put", "schema", b"", SCHEMA_VERSION)
         for lane in range(LANES):
             yield self.sql("lane_put", lane)
+
+    def install_command(self, url: str = "URL") -> str:
+        """What to run where they are missing."""
+        return f"halfmsg outbox install {url}" + ("" if self.prefix == PREFIX else f" --tables {self.prefix}")
 
     def is_filled(self) -> Steps[bool]:
         """Whether `install` has been here, beyond the tables."""
