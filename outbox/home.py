@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from halfmsg.txclient import UsageError
 
+from . import fence
 from .effects import Abort, Adapter, AsyncAdapter, Begin, Commit, Dialect, Reset, Rows, Sql, Steps, SyncAdapter, ending, run_async, run_sync
 from .tables import Tables
 
@@ -25,6 +26,7 @@ log = logging.getLogger("halfmsg.outbox")
 T = TypeVar("T")
 BUSY_TIMEOUT_S = 15.0
 IDLE_MAX = 16
+LOOK_CONNECT_S = 2
 LOOKS_MAX = 100
 """At a new SQLite file that several processes make at once."""
 ANSWER_MAX_S = 20.0
@@ -261,6 +263,29 @@ class Home:
         from .adapters.psycopg import PsycopgAdapter, settings
 
         return PsycopgAdapter(psycopg.Connection.connect(self.url, autocommit=True, prepare_threshold=None, **settings(self.url)))
+
+    def look_source(self) -> bytes:
+        """The id of the database behind the URL, on a connection for this alone: it waits for no lock, and makes and changes nothing.
+
+        Raises UsageError(schema_missing), or what the driver does.
+        """
+        adapter: SyncAdapter
+        if self.dialect == "sqlite":
+            import sqlite3
+
+            from .adapters.sqlite import SqliteAdapter
+
+            adapter = SqliteAdapter(sqlite3.connect(f"{Path(self._path).as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=0))
+        else:
+            psycopg = _import_psycopg()
+            from .adapters.psycopg import PsycopgAdapter, settings
+
+            limits = settings(self.url) | {"connect_timeout": LOOK_CONNECT_S}
+            adapter = PsycopgAdapter(psycopg.Connection.connect(self.url, autocommit=True, prepare_threshold=None, **limits))
+        try:
+            return run_sync(fence.read_meta(self.tables), adapter).source
+        finally:
+            adapter.close()
 
     def close_sync(self) -> None:
         with self._lock:

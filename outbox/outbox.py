@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, Unpack, overload
 from uuid import UUID
@@ -35,6 +37,8 @@ T = TypeVar("T")
 BEATS_MAX: Final = 16
 TOPICS_EVERY_S: Final = 5.0
 LEAVE_WAIT_S: Final = 5.0
+LOOK_MAX_S: Final = 5.0
+LOOK_AGAIN_S: Final = 60.0
 SILENCE: Final = 1.5
 """Of the budget of an answer, on one connection: it is given up, and the next question has another, before twice the budget is over."""
 PREPARE_TIMEOUT_S: Final = 0.25
@@ -77,6 +81,8 @@ class Outbox:
         self._ids = Ids()
         self._source: bytes | None = None
         self._purged_before: int | None = None
+        self._looking = threading.Lock()
+        self._look_after = 0.0
         self._known: Mapping[str, Mapping[str, Any]] = {}
         self._dev = False
         self._relay_of: tuple[int, Relay] | None = None
@@ -141,11 +147,49 @@ class Outbox:
         if adapter.dialect != self._home.dialect:
             steps.close()
             raise UsageError("other_database", f"the connection is {adapter.dialect}, the Outbox's database is {self._home.dialect}")
-        if (block := open_block(adapter.conn)) is not None:
-            steps = block.failing(steps)
+        block = open_block(adapter.conn)
         if adapter.is_async:
-            return _run_async(steps, adapter, then)
-        return then(run_sync(steps, adapter))
+            return self._run_async(block, steps, adapter, then)
+        before = self._source
+        self.learn_source()
+        return then(run_sync(self._guarded(block, before, steps), adapter))
+
+    async def _run_async(self, block: Any, steps: Steps[T], adapter: Any, then: Callable[[T], Any]) -> Any:
+        before = self._source
+        await self.learn_source_aside()
+        return then(await run_async(self._guarded(block, before, steps), adapter))
+
+    def _guarded(self, block: Any, before: bytes | None, steps: Steps[T]) -> Steps[T]:
+        """Steps that were made when this database's id was not known yet (`before`) look for it first."""
+        if before is None and self._source is not None:
+            steps = _ours_first(self._home.tables, self._source, steps)
+        return steps if block is None else block.failing(steps)
+
+    # --- which database ------------------------------------------------------------------------------------------------------
+
+    def learn_source(self) -> None:
+        """The id of the database behind the URL, where this Outbox was never opened: a connection to another one that has the tables too must
+        be refused, since no relay would ever look there (P2). What cannot be read is asked again after a minute; until then any will do.
+        """
+        if self._source is not None or not self._looking.acquire(timeout=LOOK_MAX_S):
+            return
+        try:
+            if self._source is None and _clock.monotonic() >= self._look_after:
+                self._look_after = _clock.monotonic() + LOOK_AGAIN_S
+                self._source = self._home.look_source()
+        except Exception:
+            log.debug("outbox %s: which database its URL leads to is not known yet", self.name, exc_info=True)
+        finally:
+            self._looking.release()
+
+    async def learn_source_aside(self) -> None:
+        """The same in a thread of its own: the loop waits for no server, and the loop's own threads may all be taken."""
+        if self._source is None:
+            threads = ThreadPoolExecutor(1, thread_name_prefix="halfmsg-look")
+            try:
+                await asyncio.get_running_loop().run_in_executor(threads, self.learn_source)
+            finally:
+                threads.shutdown(wait=False)
 
     def _checked(self, messages: Iterable[Message]) -> list[Message]:
         found = list(messages)
@@ -297,8 +341,8 @@ class Outbox:
         return self._relay is not None
 
     async def _load_source(self) -> None:
-        if self._source is None:
-            meta = await self._home.run(fence.read_meta(self._home.tables))
+        if self._source is None or self._purged_before is None:
+            meta = await self._home.run(fence.our_meta(self._home.tables, self._source))
             self._source, self._purged_before = meta.source, meta.purged_before
 
     async def __aenter__(self) -> Outbox:
@@ -364,8 +408,9 @@ class Outbox:
             await self._learn()
 
 
-async def _run_async(steps: Steps[T], adapter: Any, then: Callable[[T], Any]) -> Any:
-    return then(await run_async(steps, adapter))
+def _ours_first(names: tables.Tables, source: bytes, steps: Steps[T]) -> Steps[T]:
+    yield from ending(fence.enter(names, source))
+    return (yield from steps)
 
 
 def check_size(messages: Iterable[Message], before: tuple[int, int] = (0, 0)) -> tuple[int, int]:

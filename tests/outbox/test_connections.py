@@ -56,11 +56,11 @@ async def test_p9_sync_blocks_beside_the_relay_on_its_loop(file: Side, client: C
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limits of this file's silent connections, in tenths of seconds."""
+    """Limits that a test can wait for."""
     monkeypatch.setattr(home, "ANSWER_MAX_S", 0.5)
     monkeypatch.setattr(home, "GIVE_MAX_S", 0.3)
     monkeypatch.setattr(home, "CANCEL_S", 0.2)
-    monkeypatch.setattr(answering, "BUDGET_S", 0.4)
+    monkeypatch.setattr(answering, "BUDGET_S", 1.0)
 
 
 async def rest_idle(outbox: Outbox, count: int) -> None:

@@ -16,7 +16,7 @@ from halfmsg import Client, Inbox, Outbox, UsageError
 from halfmsg.coordinator.cli.outbox import outbox as commands
 from halfmsg.outbox import admin
 
-from .sides import NOWHERE, Side, postgres_side
+from .sides import NOWHERE, Side, plain, postgres_side, settled, sqlite_side
 
 
 def test_p2_relative_file_is_that_of_the_folder_where_the_outbox_was_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,3 +93,56 @@ def test_verify_names_the_command_with_the_prefix(folder: Path) -> None:
         conn.execute("CREATE TABLE business (id TEXT)")
     told = admin.verify(f"sqlite:///{file}", "shop_")
     assert told[0] == f"table shop_meta is missing; run: halfmsg outbox install sqlite:///{file} --tables shop_"
+
+
+# --- an Outbox that is not open, and a connection to another database -----------------------------------------------------------
+
+
+async def _published(side: Side, outbox: Outbox, how: str) -> str:
+    """What a service with such a connection is told."""
+    conn = await side.connect()
+    try:
+        if how == "block":
+            block: Any = outbox.transaction(conn)
+            if side.is_async:
+                async with block as tx:
+                    await tx.publish("u", 1)
+            else:
+                with block as tx:
+                    tx.publish("u", 1)
+            return "published"
+        await side.begin(conn)
+        await side.business(conn)
+        half = outbox.prepared(plain(None))
+        await settled(outbox.publish(conn, "u", 1) if how == "publish" else half.fence(conn))
+    except UsageError as error:
+        return error.code
+    finally:
+        await side.commit(conn)
+    return "published"
+
+
+@pytest.mark.parametrize("how", ["publish", "fence", "block"])
+async def test_p2_connection_to_another_database_is_refused_before_any_opening(folder: Path, server: str, side: Side, how: str) -> None:
+    """Beside `halfmsg outbox relay` no Outbox of a web worker is ever open, and nobody would relay what it wrote into another database."""
+    theirs = sqlite_side(folder, side.kind) if side.dialect == "sqlite" else postgres_side(server, side.kind)
+    outbox = side.outbox()
+    assert await _published(theirs, outbox, how) == "other_database"
+    assert theirs.counts() == (0, 0, 0)
+    assert await _published(side, outbox, how) == "published"
+    assert await _published(theirs, outbox, how) == "other_database"
+    await theirs.close()
+
+
+async def test_p2_outbox_whose_database_cannot_be_read_goes_on(folder: Path, side: Side) -> None:
+    """The look is a help: a URL that leads nowhere at this moment stops no publish, and makes no file."""
+    nowhere = f"sqlite:///{folder}/none.db" if side.dialect == "sqlite" else "postgresql://nobody@127.0.0.1:9/none"
+    outbox = Outbox(Client(NOWHERE), "orders", nowhere)
+    assert await _published(side, outbox, "publish") == "published"
+    assert (side.counts(), (folder / "none.db").exists()) == ((1, 1, 1), False)
+
+
+async def test_block_on_a_connection_of_another_dialect_says_so(folder: Path, server: str, side: Side) -> None:
+    """As `publish` does; not with what the other database says of our statements."""
+    other = postgres_side(server, "psycopg") if side.dialect == "sqlite" else sqlite_side(folder, "sqlite3")
+    assert await _published(side, other.outbox(), "block") == "other_database"
