@@ -433,7 +433,7 @@ def receipts_of(id: bytes, drawn: Iterable[Drawn]) -> list[Receipt]:
 
 def _beat(names: tables.Tables, fresh: bytes) -> Steps[list[str]]:
     rows = yield names.sql("meta")
-    before = next((bytes(row[1]) for row in rows if bytes(row[0]) == b"beats"), b"")
+    before = next((bytes(row[1]) for row in rows if row[0] == tables.META_NAMES.index("beats")), b"")
     beats = [*(before[at : at + 8] for at in range(0, len(before), 8)), fresh][-BEATS_MAX:]
     yield names.sql("meta_set", b"".join(beats), "beats")
     return [beat.hex() for beat in beats]

@@ -65,7 +65,8 @@ def settings(url: str) -> dict[str, Any]:
     """What a connection of ours has besides the URL, which goes first, as does the environment (PGCONNECT_TIMEOUT)."""
     said = conninfo_to_dict(url)
     unset = {option.keyword.decode() for option in Conninfo.get_defaults() if option.val is None}
-    return {name: value for name, value in LIMITS.items() if name in unset and name not in said}
+    limits = {name: value for name, value in LIMITS.items() if name in unset and name not in said}
+    return limits | {"client_encoding": "utf8"}  # with SQL_ASCII, which a database may have, psycopg gives bytes for text
 
 
 def is_ended(conn: Any) -> bool:

@@ -6,16 +6,19 @@ import asyncio
 import multiprocessing
 import sqlite3
 import threading
+from collections.abc import Iterator
 from contextlib import closing as closing_file
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psycopg
+import psycopg.sql
 import pytest
 
 from halfmsg import Client, Outbox
 from halfmsg.checkback import Question
-from halfmsg.outbox import answering, home
+from halfmsg.outbox import admin, answering, home
 from halfmsg.outbox.adapters.sqlite import SqliteAdapter
 from halfmsg.outbox.effects import Begin, Commit, Effect, Sql, Steps, run_sync
 from halfmsg.outbox.tables import Tables
@@ -247,3 +250,41 @@ def test_p1_workers_that_start_together_on_a_new_file_all_publish(folder: Path) 
         with closing_file(sqlite3.connect(folder / f"new{n}.db")) as conn:
             assert conn.execute("PRAGMA journal_mode").fetchone() == ("wal",)
             assert conn.execute("SELECT count(*) FROM halfmsg_tx").fetchone() == (4,)
+
+
+# --- encodings -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ascii_url(server: str) -> Iterator[str]:
+    """A database that says nothing of its text's encoding."""
+    name, at = "ascii_" + uuid4().hex[:12], psycopg.sql.SQL
+    with psycopg.connect(server, autocommit=True) as conn:
+        made = "CREATE DATABASE {} ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+        conn.execute(at(made).format(psycopg.sql.Identifier(name)))
+    yield f"{server.rpartition('/')[0]}/{name}"
+    with psycopg.connect(server, autocommit=True) as conn:
+        conn.execute(at("DROP DATABASE {} WITH (FORCE)").format(psycopg.sql.Identifier(name)))
+
+
+async def test_p2_database_in_sql_ascii_is_like_any_other(ascii_url: str, client: Client) -> None:
+    """psycopg gives bytes for its text, which was no topic that could be handed over; our connections ask for UTF-8."""
+    assert admin.install(ascii_url) and admin.install(ascii_url) == [] and admin.verify(ascii_url) == []
+    with psycopg.connect(ascii_url) as conn:
+        Outbox(client, "orders", ascii_url).publish(conn, "u", 1)
+    assert [each.topic for each in admin.waiting(ascii_url)] == ["u"]
+    async with Outbox(client, "orders", ascii_url):
+        assert [each.json() for each in await client.fetch("g", wait=20)] == [1]
+
+
+def test_p2_file_in_utf16_is_like_any_other(folder: Path) -> None:
+    """What is in `meta` is told by numbers, since a cast of text gives the bytes of the file's encoding."""
+    url = f"sqlite:///{folder}/wide.db"
+    with closing_file(sqlite3.connect(folder / "wide.db", isolation_level=None)) as conn:
+        conn.execute("PRAGMA encoding = 'UTF-16'")
+        conn.execute("CREATE TABLE business (id TEXT)")
+        assert admin.install(url) and admin.verify(url) == []
+        outbox = Outbox(Client("http://127.0.0.1:9"), "orders", url)
+        with outbox.transaction(conn) as tx:
+            tx.publish("s", 1, key="k")
+        assert [(each.topic, each.key) for each in admin.waiting(url)] == [("s", "k")]
