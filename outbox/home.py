@@ -20,6 +20,7 @@ from halfmsg.txclient import UsageError
 
 from . import fence
 from .effects import Abort, Adapter, AsyncAdapter, Begin, Commit, Dialect, Reset, Rows, Sql, Steps, SyncAdapter, ending, run_async, run_sync
+from .places import Places
 from .tables import Tables
 
 log = logging.getLogger("halfmsg.outbox")
@@ -50,6 +51,7 @@ class Home:
         self._path = self.url.removeprefix("sqlite:///") if self.dialect == "sqlite" else ""
         self._idle: dict[asyncio.AbstractEventLoop, deque[AsyncAdapter]] = {}
         self._idle_sync: deque[SyncAdapter] = deque()
+        self._places = Places()
         self._installed = False
         self._lock = threading.Lock()
         self._pid = os.getpid()
@@ -59,7 +61,19 @@ class Home:
     # --- async ---
 
     async def take(self) -> AsyncAdapter:
-        """A connection with no transaction open. Give it back with `give`."""
+        """A connection with no transaction open, for user code. Give it back with `give`. Raises HalfmsgError(no_connection)."""
+        self._after_fork()
+        place = await self._places.take()
+        try:
+            adapter = await self._take()
+        except BaseException:
+            place.release()
+            raise
+        self._places.bind(adapter, place)
+        return adapter
+
+    async def _take(self) -> AsyncAdapter:
+        """For the library's own use, which never waits in line behind user code: a check-back answers whatever a service is doing."""
         self._after_fork()
         await self._close_left()
         idle = self._idle.setdefault(asyncio.get_running_loop(), deque())
@@ -73,7 +87,7 @@ class Home:
     @asynccontextmanager
     async def _taken(self, limit_s: float, *, once: bool = False) -> AsyncIterator[AsyncAdapter]:
         """For work of the library's own. Raises TimeoutError once PostgreSQL has said nothing for `limit_s`; SQLite has its busy timeout."""
-        adapter = await self.take()
+        adapter = await self._take()
         whole = False
         try:
             async with in_time(adapter, limit_s):
@@ -99,16 +113,19 @@ class Home:
         `lent`: user code had it; a search path it has set would turn the next verdict or claim to other tables (P5, P6).
         """
         try:
-            broken = broken or await self._is_dirty(adapter)
-            broken = broken or (lent and not await self._is_reset(adapter))
-        except BaseException:
-            await adapter.close()
-            raise
-        idle = self._idle.get(asyncio.get_running_loop())
-        if broken or idle is None or len(idle) >= IDLE_MAX:  # None: closed meanwhile, under a check-back that was being answered
-            await adapter.close()
-        else:
-            idle.append(adapter)
+            try:
+                broken = broken or await self._is_dirty(adapter)
+                broken = broken or (lent and not await self._is_reset(adapter))
+            except BaseException:
+                await adapter.close()
+                raise
+            idle = self._idle.get(asyncio.get_running_loop())
+            if broken or idle is None or len(idle) >= IDLE_MAX:  # None: closed meanwhile, under a check-back that was being answered
+                await adapter.close()
+            else:
+                idle.append(adapter)
+        finally:
+            self._places.free(adapter)
 
     async def run(self, steps: Steps[T], *, transaction: bool = False, limit_s: float | None = None) -> T:
         """Steps on a connection of our own; with `transaction` in one of their own, else each statement by itself.
@@ -200,6 +217,18 @@ class Home:
     # --- sync ---
 
     def take_sync(self) -> SyncAdapter:
+        """As `take`."""
+        self._after_fork()
+        place = self._places.take_sync()
+        try:
+            adapter = self._take_sync()
+        except BaseException:
+            place.release()
+            raise
+        self._places.bind(adapter, place)
+        return adapter
+
+    def _take_sync(self) -> SyncAdapter:
         self._after_fork()
         while (adapter := self._idle_one()) is not None:
             if not is_ended(adapter):
@@ -212,17 +241,20 @@ class Home:
             return self._idle_sync.pop() if self._idle_sync else None
 
     def give_sync(self, adapter: SyncAdapter, *, broken: bool = False, lent: bool = False) -> None:
-        conn: Any = adapter.conn
-        if adapter.dialect == "sqlite":
-            broken = broken or conn.in_transaction
-        elif not conn.closed and conn.info.transaction_status.name != "IDLE":
-            conn.rollback()
-        broken = broken or (lent and not self._is_reset_sync(adapter))
-        with self._lock:
-            if not broken and len(self._idle_sync) < IDLE_MAX:
-                self._idle_sync.append(adapter)
-                return
-        adapter.close()
+        try:
+            conn: Any = adapter.conn
+            if adapter.dialect == "sqlite":
+                broken = broken or conn.in_transaction
+            elif not conn.closed and conn.info.transaction_status.name != "IDLE":
+                conn.rollback()
+            broken = broken or (lent and not self._is_reset_sync(adapter))
+            with self._lock:
+                if not broken and len(self._idle_sync) < IDLE_MAX:
+                    self._idle_sync.append(adapter)
+                    return
+            adapter.close()
+        finally:
+            self._places.free(adapter)
 
     def _is_reset_sync(self, adapter: SyncAdapter) -> bool:
         try:
@@ -233,7 +265,7 @@ class Home:
         return True
 
     def run_sync(self, steps: Steps[T], *, transaction: bool = False) -> T:
-        adapter = self.take_sync()
+        adapter = self._take_sync()
         whole = False
         try:
             result = run_sync(own_transaction(steps) if transaction else steps, adapter)
@@ -295,8 +327,8 @@ class Home:
     def _after_fork(self) -> None:
         """A connection must not cross a fork: the child forgets its parent's and opens its own."""
         if self._pid != os.getpid():
-            _PARENTS.append((self._idle, self._idle_sync))  # kept, not closed: the file or socket is the parent's
-            self._idle, self._idle_sync, self._lock = {}, deque(), threading.Lock()
+            _PARENTS.append((self._idle, self._idle_sync, self._places))  # kept, not closed: the file or socket is the parent's
+            self._idle, self._idle_sync, self._lock, self._places = {}, deque(), threading.Lock(), Places()
             self._pid = os.getpid()  # last: another thread that sees it takes from what is ours
 
 

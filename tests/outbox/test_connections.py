@@ -16,15 +16,16 @@ import psycopg
 import psycopg.sql
 import pytest
 
-from halfmsg import Client, Outbox
+from halfmsg import Client, HalfmsgError, Outbox
 from halfmsg.checkback import Question
-from halfmsg.outbox import admin, answering, home
+from halfmsg.outbox import admin, answering, home, places
 from halfmsg.outbox.adapters.sqlite import SqliteAdapter
 from halfmsg.outbox.effects import Begin, Commit, Effect, Sql, Steps, run_sync
 from halfmsg.outbox.tables import Tables
 
-from .faults import deaf_proxy
-from .sides import Side, closing, plain
+from .faults import cancel_at, deaf_proxy
+from .sides import Side, closing, plain, settled
+from .test_relay import in_colour
 
 
 async def test_p9_steps_of_ours_hold_no_lock_while_the_loop_stands_still(file: Side) -> None:
@@ -288,3 +289,102 @@ def test_p2_file_in_utf16_is_like_any_other(folder: Path) -> None:
         with outbox.transaction(conn) as tx:
             tx.publish("s", 1, key="k")
         assert [(each.topic, each.key) for each in admin.waiting(url)] == [("s", "k")]
+
+
+# --- how many --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two places, and nobody waits long."""
+    monkeypatch.setattr(places, "LENT_MAX", 2)
+    monkeypatch.setattr(places, "WAIT_MAX_S", 0.2)
+
+
+async def test_p9_burst_of_blocks_opens_so_many_connections_and_no_more(database: Side) -> None:
+    """Who comes beyond the 64 waits in line, and all of them commit."""
+    most = open_now = 0
+
+    async def block(n: int) -> None:
+        nonlocal most, open_now
+        async with outbox.transaction() as tx:
+            open_now += 1
+            most = max(most, open_now)
+            await tx.publish("u", n)
+            open_now -= 1
+
+    async with closing(database.outbox()) as outbox:
+        await asyncio.gather(*(block(n) for n in range(3 * places.LENT_MAX)))
+        assert len(outbox._home._idle[asyncio.get_running_loop()]) <= home.IDLE_MAX
+    assert (database.count("halfmsg_tx"), most <= places.LENT_MAX) == (3 * places.LENT_MAX, True)
+
+
+async def test_p9_block_beyond_the_last_place_says_so_and_the_library_goes_on(side: Side, two: None) -> None:
+    """An error with a code of its own; relay and check-backs are not counted, and a place that is given back is free."""
+    async with closing(side.outbox()) as outbox:
+        ours = outbox._home
+        lent: list[Any] = [await settled(ours.take() if side.is_async else ours.take_sync()) for _ in range(2)]
+        with pytest.raises(HalfmsgError) as caught:
+            async with in_colour(side, outbox.transaction()):
+                pass
+        assert caught.value.code == "no_connection"
+        assert (await outbox.beat())["beats"]
+        await settled(ours.give(lent[0], broken=True) if side.is_async else ours.give_sync(lent[0], broken=True))
+        for _ in range(3):  # one place, free again after each: also after a body that failed
+            with pytest.raises(ZeroDivisionError):
+                async with in_colour(side, outbox.transaction()):
+                    raise ZeroDivisionError
+        await settled(ours.give(lent[1]) if side.is_async else ours.give_sync(lent[1]))
+
+
+async def test_p9_cancelled_waiter_takes_no_place_with_it(database: Side, two: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In line, while it connects, and on its way in: whoever is cancelled there leaves as many places as there were."""
+    monkeypatch.setattr(places, "WAIT_MAX_S", 30.0)
+    async with closing(database.outbox()) as outbox:
+        ours = outbox._home
+
+        async def pair() -> None:
+            adapter = await ours.take()
+            await ours.give(adapter, lent=True)
+
+        for full in (False, True):
+            lent = [await ours.take() for _ in range(2)] if full else []
+            for k in range(1, 40):
+                waiter = asyncio.create_task(_given_while_cancelled(ours, lent, pair, k) if full else _cancelled(pair, k))
+                if not await waiter:
+                    break
+            for adapter in lent:
+                await ours.give(adapter)
+        async with asyncio.timeout(5):
+            both = [await ours.take() for _ in range(2)]
+        for adapter in both:
+            await ours.give(adapter)
+
+
+async def _cancelled(work: Any, k: int) -> bool:
+    return (await cancel_at(work(), k))[0]
+
+
+async def _given_while_cancelled(ours: home.Home, lent: list[Any], work: Any, k: int) -> bool:
+    """A place becomes free in the moment in which the one in line is cancelled."""
+    waiting = asyncio.create_task(_cancelled(work, k))
+    await ours.give(lent.pop())
+    reached = await waiting
+    lent.append(await ours.take())
+    return reached
+
+
+def test_p9_child_of_a_fork_has_all_places(side: Side, two: None) -> None:
+    """What the parent had lent is the parent's: it takes no place from the child."""
+    if side.is_async:
+        pytest.skip("the async path belongs to one loop, which does not survive a fork")
+    ours = home.Home(side.url, "halfmsg_")
+    parents = [ours.take_sync() for _ in range(2)]
+    ours._pid = -1  # as a child finds it
+    own = [ours.take_sync() for _ in range(2)]
+    with pytest.raises(HalfmsgError, match="no_connection"):
+        ours.take_sync()
+    for adapter in (*parents, *own):
+        ours.give_sync(adapter, broken=True)
+    for adapter in [ours.take_sync() for _ in range(2)]:
+        adapter.close()
