@@ -64,11 +64,16 @@ def _existing(url: str, prefix: str) -> Home:
     Raises UsageError: bad_url, schema_missing.
     """
     home = Home(url, prefix)
+    _see_tables(home)
+    return home
+
+
+def _see_tables(home: Home) -> None:
+    """On SQLite, where the first connection would make them. On a server the first statement says what is missing."""
     if home.dialect == "sqlite":
         _see_file(home)
         if _missing_before(home):
             raise fence.schema_missing(home.tables)
-    return home
 
 
 def _see_file(home: Home) -> None:
@@ -85,7 +90,7 @@ def verify(url: str, prefix: str = "halfmsg_") -> list[str]:
             _see_file(home)
         missing = _missing_before(home) if home.dialect == "sqlite" else home.run_sync(home.tables.missing())
         if missing:
-            return [f"table {name} is missing; run: halfmsg outbox install {url}" for name in missing]
+            return [f"table {name} is missing; run: {home.tables.install_command(url)}" for name in missing]
         home.run_sync(fence.read_meta(home.tables))
     except UsageError as error:
         return [str(error)]
@@ -175,8 +180,14 @@ def load(target: str) -> Outbox:
 
 
 def relay(target: str, report: Callable[[str], None] = print, stop: asyncio.Event | None = None) -> None:
-    """Hand over, answer check-backs, until SIGTERM or SIGINT."""
-    asyncio.run(_relay(load(target), report, stop))
+    """Hand over, answer check-backs, until SIGTERM or SIGINT.
+
+    Raises UsageError: bad_name; bad_url or schema_missing where the database is not that of a service: an empty one that is made on the way
+    would take the producer's name, and its rows would wait for ever.
+    """
+    outbox = load(target)
+    _see_tables(outbox._home)
+    asyncio.run(_relay(outbox, report, stop))
 
 
 async def _relay(outbox: Outbox, report: Callable[[str], None], stop: asyncio.Event | None) -> None:

@@ -149,6 +149,8 @@ class Block(Generic[C]):
 
     def _adapter_of(self, on: Any, *, is_async: bool) -> Any:
         adapter = adapter_of(on)
+        if adapter.dialect != (ours := self._outbox._home.dialect):
+            raise UsageError("other_database", f"the connection is {adapter.dialect}, the Outbox's database is {ours}")
         if adapter.is_async is not is_async:
             raise UsageError("wrong_colour", f"this connection needs `{'with' if is_async else 'async with'} outbox.transaction(conn)`")
         return adapter
@@ -174,6 +176,8 @@ class Block(Generic[C]):
     async def __aenter__(self) -> AsyncTx[C]:
         own = self._on is None
         self._adapter = await self._outbox._home.take() if own else self._adapter_of(self._on, is_async=True)
+        if not own:
+            await self._outbox.learn_source_aside()
         try:
             self._enter(AsyncTx)
             await run_async(_begin(), self._adapter)
@@ -205,6 +209,8 @@ class Block(Generic[C]):
     def __enter__(self) -> SyncTx[C]:
         own = self._on is None
         self._adapter = self._outbox._home.take_sync() if own else self._adapter_of(self._on, is_async=False)
+        if not own:
+            self._outbox.learn_source()
         try:
             self._enter(SyncTx)
             run_sync(_begin(), self._adapter)

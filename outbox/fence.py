@@ -16,7 +16,7 @@ from halfmsg.txclient import Message, UsageError, transaction_digest
 
 from .effects import Check, Rows, Sql, Steps
 from .errors import AlreadyCommitted, Fenced
-from .tables import SCHEMA_VERSION, Tables
+from .tables import META_NAMES, SCHEMA_VERSION, Tables
 
 COMMITTED: Final = 1
 ROLLED_BACK: Final = 2
@@ -89,14 +89,14 @@ def read_meta(tables: Tables) -> Steps[Meta]:
         if _is_missing_table(error):
             raise schema_missing(tables) from error
         raise
-    found = {bytes(row[0]).decode(): (row[1], row[2]) for row in rows}
+    found = {META_NAMES[row[0]]: (row[1], row[2]) for row in rows if row[0] >= 0}
     if "source" not in found or found["schema"][1] > SCHEMA_VERSION:
         raise schema_missing(tables)
     return Meta(bytes(found["source"][0]), found["source"][1], found["purged_before"][1])
 
 
 def schema_missing(tables: Tables) -> UsageError:
-    text = f"the tables {tables.prefix}* are not there or of another version; run: halfmsg outbox install URL"
+    text = f"the tables {tables.prefix}* are not there or of another version; run: {tables.install_command()}"
     return UsageError("schema_missing", text)
 
 

@@ -18,13 +18,24 @@ from urllib.parse import urlsplit
 
 from halfmsg.txclient import UsageError
 
-from .effects import Abort, AsyncAdapter, Begin, Commit, Dialect, Reset, Rows, Sql, Steps, SyncAdapter, ending, run_async, run_sync
+from . import fence
+from .effects import Abort, Adapter, AsyncAdapter, Begin, Commit, Dialect, Reset, Rows, Sql, Steps, SyncAdapter, ending, run_async, run_sync
+from .places import Places
 from .tables import Tables
 
 log = logging.getLogger("halfmsg.outbox")
 T = TypeVar("T")
 BUSY_TIMEOUT_S = 15.0
 IDLE_MAX = 16
+LOOK_CONNECT_S = 2
+LOOKS_MAX = 100
+"""At a new SQLite file that several processes make at once."""
+ANSWER_MAX_S = 20.0
+"""How long steps of ours wait for PostgreSQL, as long as TCP waits (`adapters.psycopg.LIMITS`): a proxy between may be alive and say nothing."""
+IMPATIENT_MAX_S = 6.0
+GIVE_MAX_S = 5.0
+CANCEL_S = 2.0
+"""For the server to end a statement that was given up; then the socket is shut, since the driver would wait for that answer too."""
 EXTRA = "pip install 'halfmsg[postgres]'"
 
 
@@ -34,12 +45,13 @@ class Home:
     def __init__(self, db: object, prefix: str) -> None:
         if not isinstance(db, str):
             raise UsageError("unknown_database", f"a {type(db).__name__} is not known here yet; give a URL: sqlite:///FILE or postgresql://…")
-        self.url = db
         self.dialect: Dialect = _dialect(db)
+        self.url = _absolute(db) if self.dialect == "sqlite" else db
         self.tables = Tables(self.dialect, prefix)
-        self._path = db.removeprefix("sqlite:///") if self.dialect == "sqlite" else ""
+        self._path = self.url.removeprefix("sqlite:///") if self.dialect == "sqlite" else ""
         self._idle: dict[asyncio.AbstractEventLoop, deque[AsyncAdapter]] = {}
         self._idle_sync: deque[SyncAdapter] = deque()
+        self._places = Places()
         self._installed = False
         self._lock = threading.Lock()
         self._pid = os.getpid()
@@ -49,26 +61,51 @@ class Home:
     # --- async ---
 
     async def take(self) -> AsyncAdapter:
-        """A connection with no transaction open. Give it back with `give`."""
+        """A connection with no transaction open, for user code. Give it back with `give`. Raises HalfmsgError(no_connection)."""
+        self._after_fork()
+        place = await self._places.take()
+        try:
+            adapter = await self._take()
+        except BaseException:
+            place.release()
+            raise
+        self._places.bind(adapter, place)
+        return adapter
+
+    async def _take(self) -> AsyncAdapter:
+        """For the library's own use, which never waits in line behind user code: a check-back answers whatever a service is doing."""
         self._after_fork()
         await self._close_left()
         idle = self._idle.setdefault(asyncio.get_running_loop(), deque())
-        if idle:
-            return idle.pop()
+        while idle:
+            adapter = idle.pop()
+            if not is_ended(adapter):
+                return adapter
+            await adapter.close()
         return await self._connect()
 
     @asynccontextmanager
-    async def impatient(self) -> AsyncIterator[AsyncAdapter]:
-        """A connection that on SQLite waits 50 ms for a lock, and is closed afterwards, as it stays so."""
-        adapter = await self.take()
+    async def _taken(self, limit_s: float, *, once: bool = False) -> AsyncIterator[AsyncAdapter]:
+        """For work of the library's own. Raises TimeoutError once PostgreSQL has said nothing for `limit_s`; SQLite has its busy timeout."""
+        adapter = await self._take()
         whole = False
         try:
-            if adapter.dialect == "sqlite":
-                await run_async(one(self.tables.sql("lock_wait")), adapter)
-            yield adapter
+            async with in_time(adapter, limit_s):
+                yield adapter
             whole = True
+        except TimeoutError:
+            await self._close_idle()  # those that lay beside it have gone the same way, and each would cost as long
+            raise
         finally:
-            await self.give(adapter, broken=adapter.dialect == "sqlite" or not whole)
+            await self.give(adapter, broken=once or not whole)
+
+    @asynccontextmanager
+    async def impatient(self, limit_s: float | None = None) -> AsyncIterator[AsyncAdapter]:
+        """A connection that on SQLite waits 50 ms for a lock, and is closed afterwards, as it stays so. Raises TimeoutError, as `run` does."""
+        async with self._taken(IMPATIENT_MAX_S if limit_s is None else limit_s, once=self.dialect == "sqlite") as adapter:
+            if adapter.dialect == "sqlite":
+                await self.run_with(adapter, one(self.tables.sql("lock_wait")))
+            yield adapter
 
     async def give(self, adapter: AsyncAdapter, *, broken: bool = False, lent: bool = False) -> None:
         """Back to the idle ones. One on which something was cut off is closed: its state is not known (R1).
@@ -76,27 +113,36 @@ class Home:
         `lent`: user code had it; a search path it has set would turn the next verdict or claim to other tables (P5, P6).
         """
         try:
-            broken = broken or await self._is_dirty(adapter)
-            broken = broken or (lent and not await self._is_reset(adapter))
-        except BaseException:
-            await adapter.close()
-            raise
-        idle = self._idle.get(asyncio.get_running_loop())
-        if broken or idle is None or len(idle) >= IDLE_MAX:  # None: closed meanwhile, under a check-back that was being answered
-            await adapter.close()
-        else:
-            idle.append(adapter)
-
-    async def run(self, steps: Steps[T], *, transaction: bool = False) -> T:
-        """Steps on a connection of our own; with `transaction` in one of their own, else each statement by itself."""
-        adapter = await self.take()
-        whole = False
-        try:
-            result = await run_async(own_transaction(steps) if transaction else steps, adapter)
-            whole = True
-            return result
+            try:
+                broken = broken or await self._is_dirty(adapter)
+                broken = broken or (lent and not await self._is_reset(adapter))
+            except BaseException:
+                await adapter.close()
+                raise
+            idle = self._idle.get(asyncio.get_running_loop())
+            if broken or idle is None or len(idle) >= IDLE_MAX:  # None: closed meanwhile, under a check-back that was being answered
+                await adapter.close()
+            else:
+                idle.append(adapter)
         finally:
-            await self.give(adapter, broken=not whole)
+            self._places.free(adapter)
+
+    async def run(self, steps: Steps[T], *, transaction: bool = False, limit_s: float | None = None) -> T:
+        """Steps on a connection of our own; with `transaction` in one of their own, else each statement by itself.
+
+        Raises TimeoutError where PostgreSQL falls silent (`limit_s`, else ANSWER_MAX_S); the connection is closed, the next is a new one.
+        """
+        async with self._taken(ANSWER_MAX_S if limit_s is None else limit_s) as adapter:
+            return await self.run_with(adapter, own_transaction(steps) if transaction else steps)
+
+    async def run_with(self, adapter: AsyncAdapter, steps: Steps[T]) -> T:
+        """Steps on one that was taken. On SQLite in one go: a lock that waited for the loop would keep a sync block in the loop's thread, and
+        so the loop itself, from ever coming to it."""
+        if adapter.dialect == "sqlite":
+            from .adapters.aiosqlite import run_whole
+
+            return await run_whole(adapter.conn, steps)
+        return await run_async(steps, adapter)
 
     async def _close_left(self) -> None:
         """What loops that have ended left idle: a check-back that is answered without a loop of the service's has one of its own (P9)."""
@@ -110,13 +156,15 @@ class Home:
             return bool(adapter.conn.in_transaction)
         conn = adapter.conn
         if not conn.closed and conn.info.transaction_status.name != "IDLE":
-            await conn.rollback()
+            async with in_time(adapter, GIVE_MAX_S):
+                await conn.rollback()
         return bool(conn.closed)
 
     async def _is_reset(self, adapter: AsyncAdapter) -> bool:
         """False: the connection is lost, which must not look like a failure of what was committed on it."""
         try:
-            await adapter.do(Reset())
+            async with in_time(adapter, GIVE_MAX_S):
+                await adapter.do(Reset())
         except Exception:
             log.debug("a connection was lost after its use", exc_info=True)
             return False
@@ -140,18 +188,25 @@ class Home:
                 raise
             return adapter
         psycopg = _import_psycopg()
-        from .adapters.psycopg import AsyncPsycopgAdapter
+        from .adapters.psycopg import AsyncPsycopgAdapter, settings
 
-        return AsyncPsycopgAdapter(await psycopg.AsyncConnection.connect(self.url, autocommit=True, prepare_threshold=None))
+        conn = await psycopg.AsyncConnection.connect(self.url, autocommit=True, prepare_threshold=None, **settings(self.url))
+        return AsyncPsycopgAdapter(conn)
 
     async def _install(self, adapter: AsyncAdapter) -> None:
-        await run_async(_prepare_file(self.tables), adapter)
+        await self.run_with(adapter, _prepare_file(self.tables))
         self._installed = True
 
     async def aclose(self) -> None:
         """Close the idle connections of this loop, and of those that have ended."""
         await self._close_left()
-        idle = self._idle.pop(asyncio.get_running_loop(), deque())
+        try:
+            await self._close_idle()
+        finally:
+            self._idle.pop(asyncio.get_running_loop(), None)
+
+    async def _close_idle(self) -> None:
+        idle = self._idle.get(asyncio.get_running_loop(), deque())
         try:
             while idle:
                 await idle.pop().close()
@@ -162,24 +217,44 @@ class Home:
     # --- sync ---
 
     def take_sync(self) -> SyncAdapter:
+        """As `take`."""
         self._after_fork()
-        with self._lock:
-            if self._idle_sync:
-                return self._idle_sync.pop()
+        place = self._places.take_sync()
+        try:
+            adapter = self._take_sync()
+        except BaseException:
+            place.release()
+            raise
+        self._places.bind(adapter, place)
+        return adapter
+
+    def _take_sync(self) -> SyncAdapter:
+        self._after_fork()
+        while (adapter := self._idle_one()) is not None:
+            if not is_ended(adapter):
+                return adapter
+            adapter.close()
         return self._connect_sync()
 
-    def give_sync(self, adapter: SyncAdapter, *, broken: bool = False, lent: bool = False) -> None:
-        conn: Any = adapter.conn
-        if adapter.dialect == "sqlite":
-            broken = broken or conn.in_transaction
-        elif not conn.closed and conn.info.transaction_status.name != "IDLE":
-            conn.rollback()
-        broken = broken or (lent and not self._is_reset_sync(adapter))
+    def _idle_one(self) -> SyncAdapter | None:
         with self._lock:
-            if not broken and len(self._idle_sync) < IDLE_MAX:
-                self._idle_sync.append(adapter)
-                return
-        adapter.close()
+            return self._idle_sync.pop() if self._idle_sync else None
+
+    def give_sync(self, adapter: SyncAdapter, *, broken: bool = False, lent: bool = False) -> None:
+        try:
+            conn: Any = adapter.conn
+            if adapter.dialect == "sqlite":
+                broken = broken or conn.in_transaction
+            elif not conn.closed and conn.info.transaction_status.name != "IDLE":
+                conn.rollback()
+            broken = broken or (lent and not self._is_reset_sync(adapter))
+            with self._lock:
+                if not broken and len(self._idle_sync) < IDLE_MAX:
+                    self._idle_sync.append(adapter)
+                    return
+            adapter.close()
+        finally:
+            self._places.free(adapter)
 
     def _is_reset_sync(self, adapter: SyncAdapter) -> bool:
         try:
@@ -190,7 +265,7 @@ class Home:
         return True
 
     def run_sync(self, steps: Steps[T], *, transaction: bool = False) -> T:
-        adapter = self.take_sync()
+        adapter = self._take_sync()
         whole = False
         try:
             result = run_sync(own_transaction(steps) if transaction else steps, adapter)
@@ -217,9 +292,32 @@ class Home:
                 raise
             return adapter
         psycopg = _import_psycopg()
-        from .adapters.psycopg import PsycopgAdapter
+        from .adapters.psycopg import PsycopgAdapter, settings
 
-        return PsycopgAdapter(psycopg.Connection.connect(self.url, autocommit=True, prepare_threshold=None))
+        return PsycopgAdapter(psycopg.Connection.connect(self.url, autocommit=True, prepare_threshold=None, **settings(self.url)))
+
+    def look_source(self) -> bytes:
+        """The id of the database behind the URL, on a connection for this alone: it waits for no lock, and makes and changes nothing.
+
+        Raises UsageError(schema_missing), or what the driver does.
+        """
+        adapter: SyncAdapter
+        if self.dialect == "sqlite":
+            import sqlite3
+
+            from .adapters.sqlite import SqliteAdapter
+
+            adapter = SqliteAdapter(sqlite3.connect(f"{Path(self._path).as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=0))
+        else:
+            psycopg = _import_psycopg()
+            from .adapters.psycopg import PsycopgAdapter, settings
+
+            limits = settings(self.url) | {"connect_timeout": LOOK_CONNECT_S}
+            adapter = PsycopgAdapter(psycopg.Connection.connect(self.url, autocommit=True, prepare_threshold=None, **limits))
+        try:
+            return run_sync(fence.read_meta(self.tables), adapter).source
+        finally:
+            adapter.close()
 
     def close_sync(self) -> None:
         with self._lock:
@@ -229,12 +327,42 @@ class Home:
     def _after_fork(self) -> None:
         """A connection must not cross a fork: the child forgets its parent's and opens its own."""
         if self._pid != os.getpid():
-            _PARENTS.append((self._idle, self._idle_sync))  # kept, not closed: the file or socket is the parent's
-            self._idle, self._idle_sync, self._lock = {}, deque(), threading.Lock()
+            _PARENTS.append((self._idle, self._idle_sync, self._places))  # kept, not closed: the file or socket is the parent's
+            self._idle, self._idle_sync, self._lock, self._places = {}, deque(), threading.Lock(), Places()
             self._pid = os.getpid()  # last: another thread that sees it takes from what is ours
 
 
 _PARENTS: list[object] = []
+
+
+def is_ended(adapter: Adapter) -> bool:
+    """A server that restarts ends its sessions, and an idle one hears of it only when it is used. Looked at without a round trip."""
+    if adapter.dialect == "sqlite":
+        return False
+    from .adapters.psycopg import is_ended
+
+    return is_ended(adapter.conn)
+
+
+@asynccontextmanager
+async def in_time(adapter: AsyncAdapter, limit_s: float) -> AsyncIterator[None]:
+    """Raises TimeoutError once PostgreSQL has said nothing for so long; the connection is then of no more use. SQLite has its busy timeout."""
+    if adapter.dialect == "sqlite":
+        yield
+        return
+    from .adapters.psycopg import hang_up
+
+    last = asyncio.get_running_loop().call_later(limit_s + CANCEL_S, hang_up, adapter.conn)
+    limit = asyncio.timeout(limit_s)
+    try:
+        async with limit:
+            yield
+    except Exception as error:
+        if not limit.expired():
+            raise
+        raise TimeoutError(f"the database has said nothing for {limit_s:g} s; the connection is closed") from error
+    finally:
+        last.cancel()
 
 
 def one(effect: Sql) -> Steps[Rows]:
@@ -251,12 +379,21 @@ def own_transaction(steps: Steps[T]) -> Steps[T]:
 
 def _prepare_file(tables: Tables) -> Steps[None]:
     """Our tables in a SQLite file. A file that is new gets WAL, so that relay and service do not wait for each other's reads."""
-    missing: list[str] = yield from tables.missing()
-    if not missing:
-        return
-    found: Rows = yield Sql("SELECT count(*) FROM sqlite_master")
-    if found[0][0] == 0:
-        yield Sql("PRAGMA journal_mode = WAL")
+    for last in (*[False] * (LOOKS_MAX - 1), True):
+        missing: list[str] = yield from tables.missing()
+        if not missing:
+            return
+        found: Rows = yield Sql("SELECT count(*) FROM sqlite_master")
+        if found[0][0]:
+            break
+        try:
+            yield Sql("PRAGMA journal_mode = WAL")
+            break
+        except Exception as error:  # another process is making the file at this moment, and this pragma alone waits for no lock
+            if last or "locked" not in str(error):
+                raise
+        yield Begin()  # waits in line for the other
+        yield Abort()
     yield Begin()
     try:
         yield from tables.install(os.urandom(16))
@@ -273,11 +410,18 @@ def _dialect(url: str) -> Dialect:
             raise UsageError("bad_url", f"{url!r} names no file; relay and service must see the same database: sqlite:///orders.db")
         if not (Path(path).parent or Path()).is_dir():
             raise UsageError("bad_url", f"{url!r}: there is no folder {Path(path).parent}")
+        if "?" in path:
+            raise UsageError("bad_url", f"{url!r}: options are not taken here; only the path of the file: sqlite:///{path.partition('?')[0]}")
         return "sqlite"
     if url.startswith(("postgresql://", "postgres://")):
         return "postgresql"
     scheme = urlsplit(url).scheme or url[:20]
     raise UsageError("unknown_database", f"{scheme!r} is not known here; there are sqlite:///FILE and postgresql://…")
+
+
+def _absolute(url: str) -> str:
+    """One database for the life of the process, wherever it goes: a relative path means the folder in which its Outbox was made."""
+    return f"sqlite:///{os.path.abspath(url.removeprefix('sqlite:///'))}"
 
 
 def _import_psycopg() -> Any:

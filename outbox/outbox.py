@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, Unpack, overload
 from uuid import UUID
@@ -35,6 +37,10 @@ T = TypeVar("T")
 BEATS_MAX: Final = 16
 TOPICS_EVERY_S: Final = 5.0
 LEAVE_WAIT_S: Final = 5.0
+LOOK_MAX_S: Final = 5.0
+LOOK_AGAIN_S: Final = 60.0
+SILENCE: Final = 1.5
+"""Of the budget of an answer, on one connection: it is given up, and the next question has another, before twice the budget is over."""
 PREPARE_TIMEOUT_S: Final = 0.25
 BODY_BYTES_MAX: Final = 4 * 1024 * 1024
 TRANSACTION_BYTES_MAX: Final = 7 * 1024 * 1024
@@ -75,6 +81,8 @@ class Outbox:
         self._ids = Ids()
         self._source: bytes | None = None
         self._purged_before: int | None = None
+        self._looking = threading.Lock()
+        self._look_after = 0.0
         self._known: Mapping[str, Mapping[str, Any]] = {}
         self._dev = False
         self._relay_of: tuple[int, Relay] | None = None
@@ -139,11 +147,49 @@ class Outbox:
         if adapter.dialect != self._home.dialect:
             steps.close()
             raise UsageError("other_database", f"the connection is {adapter.dialect}, the Outbox's database is {self._home.dialect}")
-        if (block := open_block(adapter.conn)) is not None:
-            steps = block.failing(steps)
+        block = open_block(adapter.conn)
         if adapter.is_async:
-            return _run_async(steps, adapter, then)
-        return then(run_sync(steps, adapter))
+            return self._run_async(block, steps, adapter, then)
+        before = self._source
+        self.learn_source()
+        return then(run_sync(self._guarded(block, before, steps), adapter))
+
+    async def _run_async(self, block: Any, steps: Steps[T], adapter: Any, then: Callable[[T], Any]) -> Any:
+        before = self._source
+        await self.learn_source_aside()
+        return then(await run_async(self._guarded(block, before, steps), adapter))
+
+    def _guarded(self, block: Any, before: bytes | None, steps: Steps[T]) -> Steps[T]:
+        """Steps that were made when this database's id was not known yet (`before`) look for it first."""
+        if before is None and self._source is not None:
+            steps = _ours_first(self._home.tables, self._source, steps)
+        return steps if block is None else block.failing(steps)
+
+    # --- which database ------------------------------------------------------------------------------------------------------
+
+    def learn_source(self) -> None:
+        """The id of the database behind the URL, where this Outbox was never opened: a connection to another one that has the tables too must
+        be refused, since no relay would ever look there (P2). What cannot be read is asked again after a minute; until then any will do.
+        """
+        if self._source is not None or not self._looking.acquire(timeout=LOOK_MAX_S):
+            return
+        try:
+            if self._source is None and _clock.monotonic() >= self._look_after:
+                self._look_after = _clock.monotonic() + LOOK_AGAIN_S
+                self._source = self._home.look_source()
+        except Exception:
+            log.debug("outbox %s: which database its URL leads to is not known yet", self.name, exc_info=True)
+        finally:
+            self._looking.release()
+
+    async def learn_source_aside(self) -> None:
+        """The same in a thread of its own: the loop waits for no server, and the loop's own threads may all be taken."""
+        if self._source is None:
+            threads = ThreadPoolExecutor(1, thread_name_prefix="halfmsg-look")
+            try:
+                await asyncio.get_running_loop().run_in_executor(threads, self.learn_source)
+            finally:
+                threads.shutdown(wait=False)
 
     def _checked(self, messages: Iterable[Message]) -> list[Message]:
         found = list(messages)
@@ -195,25 +241,41 @@ class Outbox:
         return self.source_id
 
     async def decide(self, questions: Sequence[Question], /) -> Mapping[str, Answer]:
-        """What became of these: final rows first, then a tombstone for each absent one, within 4 s; the rest is left out (R28)."""
+        """What became of these: final rows first, then a tombstone for each absent one, within 4 s; the rest is left out (R28).
+
+        A database that falls silent ends it after 8 s: with what was read by then, else TimeoutError.
+        """
+        found: dict[str, Answer] | None = None
         deadline = _clock.monotonic() + answering.BUDGET_S
+        try:
+            async with asyncio.timeout(2 * answering.BUDGET_S):
+                source, found = await self._read(questions, deadline)
+                self._source = self._source or source
+                if source != self._source:
+                    words = "outbox %s: its URL leads to another database now: %s, and no longer %s; nothing is answered"
+                    log.error(words, self.name, source.hex(), self.source_id)
+                    return {}
+                await self._rule_absent(questions, found, source, deadline)
+        except TimeoutError:
+            if found is None:
+                raise
+            log.warning("outbox %s: a question is answered in part only: the database says nothing", self.name)
+        return found
+
+    async def _read(self, questions: Sequence[Question], deadline: float) -> tuple[bytes, dict[str, Answer]]:
         reading = answering.read_positive(self._home.tables, questions, lambda: _clock.monotonic() < deadline)
-        source, found = await self._home.run(reading)
-        self._source = self._source or source
-        if source != self._source:
-            words = "outbox %s: its URL leads to another database now: %s, and no longer %s; nothing is answered"
-            log.error(words, self.name, source.hex(), self.source_id)
-            return {}
+        return await self._home.run(reading, limit_s=SILENCE * answering.BUDGET_S)
+
+    async def _rule_absent(self, questions: Sequence[Question], found: dict[str, Answer], source: bytes, deadline: float) -> None:
         absent = [q for q in questions if q.id not in found and (q.source is None or q.source == source.hex())]
         if absent:
             try:
                 await self._rule_all(absent, found, deadline)
             except Exception:  # a replica that takes no writes, a lost connection: what is proven is said, the rest is left out
                 log.warning("outbox %s: a question is answered in part only", self.name, exc_info=True)
-        return found
 
     async def _rule_all(self, absent: Sequence[Question], found: dict[str, Answer], deadline: float) -> None:
-        async with self._home.impatient() as adapter:
+        async with self._home.impatient(SILENCE * answering.BUDGET_S) as adapter:
             for question in absent:
                 if _clock.monotonic() >= deadline:
                     break
@@ -223,7 +285,7 @@ class Outbox:
 
     async def _rule(self, adapter: AsyncAdapter, question: Question) -> Answer | None:
         try:
-            return await run_async(own_transaction(answering.rule(self._home.tables, question, self._source)), adapter)
+            return await self._home.run_with(adapter, own_transaction(answering.rule(self._home.tables, question, self._source)))
         except Exception as error:
             if not answering.is_locked(error):
                 raise
@@ -232,10 +294,15 @@ class Outbox:
             return Answer(Verdict.RUNNING)
 
     async def holders(self, missing: Sequence[Any]) -> Mapping[Any, str | None]:
-        """Who holds numbers that have not arrived (R5)."""
+        """Who holds numbers that have not arrived (R5). Those that are not read within 8 s are left out."""
         found = {}
-        for place in missing:
-            found[place] = await self._home.run(answering.who_holds(self._home.tables, place.topic, place.key, place.sequence))
+        try:
+            async with asyncio.timeout(2 * answering.BUDGET_S):
+                for place in missing:
+                    asking = answering.who_holds(self._home.tables, place.topic, place.key, place.sequence)
+                    found[place] = await self._home.run(asking, limit_s=SILENCE * answering.BUDGET_S)
+        except TimeoutError:
+            log.warning("outbox %s: holders of numbers are told in part only: the database says nothing", self.name)
         return found
 
     async def answer(self, question: Mapping[str, Any], /) -> Mapping[str, Any]:
@@ -247,7 +314,9 @@ class Outbox:
 
     async def beat(self) -> Mapping[str, Any]:
         """Append a random value to the last 16 in meta and report them (R7)."""
-        return {"beats": await self._home.run(_beat(self._home.tables, os.urandom(8)), transaction=True)}
+        async with asyncio.timeout(2 * answering.BUDGET_S):
+            beats = _beat(self._home.tables, os.urandom(8))
+            return {"beats": await self._home.run(beats, transaction=True, limit_s=SILENCE * answering.BUDGET_S)}
 
     # --- open and close ------------------------------------------------------------------------------------------------------
 
@@ -271,8 +340,8 @@ class Outbox:
         return self._relay is not None
 
     async def _load_source(self) -> None:
-        if self._source is None:
-            meta = await self._home.run(fence.read_meta(self._home.tables))
+        if self._source is None or self._purged_before is None:
+            meta = await self._home.run(fence.our_meta(self._home.tables, self._source))
             self._source, self._purged_before = meta.source, meta.purged_before
 
     async def __aenter__(self) -> Outbox:
@@ -338,8 +407,9 @@ class Outbox:
             await self._learn()
 
 
-async def _run_async(steps: Steps[T], adapter: Any, then: Callable[[T], Any]) -> Any:
-    return then(await run_async(steps, adapter))
+def _ours_first(names: tables.Tables, source: bytes, steps: Steps[T]) -> Steps[T]:
+    yield from ending(fence.enter(names, source))
+    return (yield from steps)
 
 
 def check_size(messages: Iterable[Message], before: tuple[int, int] = (0, 0)) -> tuple[int, int]:
@@ -362,7 +432,7 @@ def receipts_of(id: bytes, drawn: Iterable[Drawn]) -> list[Receipt]:
 
 def _beat(names: tables.Tables, fresh: bytes) -> Steps[list[str]]:
     rows = yield names.sql("meta")
-    before = next((bytes(row[1]) for row in rows if bytes(row[0]) == b"beats"), b"")
+    before = next((bytes(row[1]) for row in rows if row[0] == tables.META_NAMES.index("beats")), b"")
     beats = [*(before[at : at + 8] for at in range(0, len(before), 8)), fresh][-BEATS_MAX:]
     yield names.sql("meta_set", b"".join(beats), "beats")
     return [beat.hex() for beat in beats]

@@ -11,6 +11,7 @@ from halfmsg.txclient import UsageError
 from .effects import Dialect, Rows, Sql, Steps
 
 SCHEMA_VERSION: Final = 1
+PREFIX: Final = "halfmsg_"
 LANES: Final = 64
 _PREFIX: Final = re.compile(r"[a-z][a-z0-9_]{0,30}")
 
@@ -35,7 +36,12 @@ CREATE TABLE IF NOT EXISTS {p}missed (grp VARCHAR(128) NOT NULL, generation INTE
 """
 NAMES: Final = ("meta", "tx", "out", "seq", "lane", "inbox", "key", "missed")
 
+META_NAMES: Final = ("source", "beats", "purged_before", "schema")
+"""In the order of their numbers in the statement."""
+
 _SQL: Final = {
+    # Numbers, whatever the text factory or the encoding of the caller's connection, or that of the file, makes of text.
+    "meta": "SELECT CASE k WHEN 'source' THEN 0 WHEN 'beats' THEN 1 WHEN 'purged_before' THEN 2 WHEN 'schema' THEN 3 ELSE -1 END, v, n FROM {p}meta",
     "meta_put": "INSERT INTO {p}meta (k, v, n) VALUES (?, ?, ?) ON CONFLICT (k) DO NOTHING",
     "meta_set": "UPDATE {p}meta SET v = ? WHERE k = ?",
     "lane_put": "INSERT INTO {p}lane (lane, until) VALUES (?, 0) ON CONFLICT (lane) DO NOTHING",
@@ -72,7 +78,6 @@ _SQL: Final = {
 }
 _BY_DIALECT: Final[dict[Dialect, dict[str, str]]] = {
     "sqlite": {
-        "meta": "SELECT CAST(k AS BLOB), v, n FROM {p}meta",  # bytes, whatever the text factory of the caller's connection makes of text
         # A conflict takes the whole transaction with it in one step: nothing can be swallowed between error and rollback (R8).
         "fence": "INSERT OR ROLLBACK INTO {p}tx (id, verdict, digest, mark, unsent, refused) SELECT ?, 1, ?, ?, ?, NULL"
         " WHERE ? >= (SELECT n FROM {p}meta WHERE k = 'purged_before') RETURNING 1",
@@ -81,7 +86,6 @@ _BY_DIALECT: Final[dict[Dialect, dict[str, str]]] = {
         "lock_wait": "PRAGMA busy_timeout = 50",
     },
     "postgresql": {
-        "meta": "SELECT CAST(k AS bytea), v, n FROM {p}meta",
         "fence": "INSERT INTO {p}tx (id, verdict, digest, mark, unsent, refused) SELECT CAST(? AS bytea), 1, CAST(? AS bytea), CAST(? AS bigint),"
         " CAST(? AS smallint), NULL WHERE CAST(? AS bigint) >= (SELECT n FROM {p}meta WHERE k = 'purged_before')"
         " ON CONFLICT (id) DO NOTHING RETURNING 1",
@@ -123,6 +127,10 @@ class Tables:
         yield self.sql("meta_put", "schema", b"", SCHEMA_VERSION)
         for lane in range(LANES):
             yield self.sql("lane_put", lane)
+
+    def install_command(self, url: str = "URL") -> str:
+        """What to run where they are missing."""
+        return f"halfmsg outbox install {url}" + ("" if self.prefix == PREFIX else f" --tables {self.prefix}")
 
     def is_filled(self) -> Steps[bool]:
         """Whether `install` has been here, beyond the tables."""

@@ -24,6 +24,11 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
+tables_option = click.option(
+    "--tables", "prefix", default="halfmsg_", show_default=True, metavar="PREFIX", help="What the tables' names begin with: tables= of the Outbox."
+)
+
+
 @click.group(cls=Noun, not_built=NOT_BUILT)
 def outbox() -> None:
     """Tables in YOUR database, and the relay."""
@@ -49,10 +54,11 @@ def _told(command: Callable[..., Any]) -> Callable[..., Any]:
 @outbox.command()
 @click.argument("url")
 @click.option("--print", "print_only", is_flag=True, help="Print the SQL and change nothing.")
+@tables_option
 @_told
-def install(url: str, print_only: bool) -> None:
+def install(url: str, print_only: bool, prefix: str) -> None:
     """Create the tables of outbox, fence and inbox in the database at URL; what is there already stays."""
-    done = later(ADMIN, "install", "outbox install")(url, print_only)
+    done = later(ADMIN, "install", "outbox install")(url, print_only, prefix)
     if print_only:
         click.echo("".join(f"{statement};\n" for statement in done), nl=False)
     else:
@@ -70,10 +76,11 @@ def sql(dialect: str) -> None:
 
 @outbox.command()
 @click.argument("url")
+@tables_option
 @_told
-def verify(url: str) -> None:
+def verify(url: str, prefix: str) -> None:
     """Are the tables as this version needs them? Exit code 1 and what differs if not."""
-    problems = later(ADMIN, "verify", "outbox verify")(url)
+    problems = later(ADMIN, "verify", "outbox verify")(url, prefix)
     for problem in problems:
         click.echo(problem)
     if problems:
@@ -94,8 +101,9 @@ def relay(target: str) -> None:
 @outbox.command()
 @click.argument("url")
 @click.option("--since", required=True, metavar="TIME", help="The time of the backup, as `halfmsg restore` prints it (RFC 3339).")
+@tables_option
 @_told
-def resend(url: str, since: str) -> None:
+def resend(url: str, since: str, prefix: str) -> None:
     """Hand over again what was committed since then, after the coordinator was restored from a backup.
 
     Harmless for what it still knows: same ids, same numbers. Exit code 1 if there are some whose bodies only the coordinator had.
@@ -104,7 +112,7 @@ def resend(url: str, since: str) -> None:
         since_ms = ms_of(since)
     except ValueError as error:
         raise Failure(f"--since {since!r} is not a time such as 2026-11-21T15:13:16.412Z. `halfmsg restore` prints the right one", 2) from error
-    done = later(ADMIN, "resend", "outbox resend")(url, since_ms - MARK_MARGIN_MS)
+    done = later(ADMIN, "resend", "outbox resend")(url, since_ms - MARK_MARGIN_MS, prefix=prefix)
     click.echo(f"{done.again} will be handed over again by the relay")
     for each in done.bodiless:
         number = f"  number {each.sequence}" if each.sequence is not None else ""
@@ -115,20 +123,22 @@ def resend(url: str, since: str) -> None:
 
 @outbox.command()
 @click.argument("url")
+@tables_option
 @_told
-def retry(url: str) -> None:
+def retry(url: str, prefix: str) -> None:
     """Hand over again what the coordinator refused, once the reason is gone: a topic or a producer that was not made."""
-    click.echo(f"{later(ADMIN, 'retry', 'outbox retry')(url)} will be handed over again by the relay")
+    click.echo(f"{later(ADMIN, 'retry', 'outbox retry')(url, prefix)} will be handed over again by the relay")
 
 
 @outbox.command()
 @click.argument("url")
 @click.option("--limit", type=click.IntRange(1, 1_000), default=100, show_default=True)
+@tables_option
 @json_option
 @_told
-def ls(url: str, limit: int, as_json: bool) -> None:
+def ls(url: str, limit: int, prefix: str, as_json: bool) -> None:
     """Rows not handed over, and refused ones."""
     import msgspec
 
-    found = [msgspec.to_builtins(each) for each in later(ADMIN, "waiting", "outbox ls")(url, limit)]
+    found = [msgspec.to_builtins(each) for each in later(ADMIN, "waiting", "outbox ls")(url, limit, prefix)]
     rows(found, COLUMNS, as_json=as_json, empty="nothing waits to be handed over")

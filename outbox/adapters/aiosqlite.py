@@ -10,9 +10,9 @@ from typing import Any, Literal, TypeVar
 
 import aiosqlite
 
-from ..effects import Abort, Begin, Check, Commit, Effect, Mark, Reset, Sql, Unmark
+from ..effects import Abort, Begin, Check, Commit, Effect, Mark, Reset, Sql, Steps, Unmark, run_sync
 from ..errors import NotInTransaction
-from .sqlite import MARK, NOT_OPEN, UNMARK, commits_by_sql, is_open, meaning_of_unmark
+from .sqlite import MARK, NOT_OPEN, UNMARK, SqliteAdapter, commits_by_sql, is_open, meaning_of_unmark
 
 T = TypeVar("T")
 
@@ -42,6 +42,12 @@ async def opened(opening: aiosqlite.Connection) -> aiosqlite.Connection:
         if not task.cancelled() and task.exception() is None:
             await finished(opening.close())
         raise
+
+
+async def run_whole(conn: aiosqlite.Connection, steps: Steps[T]) -> T:
+    """All steps in one hop to the connection's thread: a transaction of theirs never waits for the loop. Cancelled, they go to their end."""
+    hop: Callable[..., Coroutine[Any, Any, T]] = conn._execute
+    return await finished(hop(run_sync, steps, SqliteAdapter(conn._conn)))
 
 
 async def _awaited(work: Awaitable[T]) -> T:

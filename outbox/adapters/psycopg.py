@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import select
+import socket
+from contextlib import suppress
 from typing import Any, Final, Literal
 
 import psycopg
-from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import Conninfo, PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
 from halfmsg.txclient import UsageError
@@ -17,6 +21,16 @@ NOT_OPEN = "no transaction is open on this psycopg connection (it is in autocomm
 ABORT = "DO $$ BEGIN RAISE EXCEPTION 'halfmsg ended this transaction' USING ERRCODE = 'HM001'; END $$"
 """Makes the server abort the transaction: inside `conn.transaction()` psycopg forbids an explicit rollback, and a COMMIT cannot undo this."""
 
+
+LIMITS: Final = {
+    "connect_timeout": 10,
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,  # ms
+}
+"""Of connections that the library opens. By default TCP waits a quarter of an hour for a host that is gone, and keeps an idle one for ever."""
 
 SWALLOWED = "an error in this transaction was swallowed, so the server would answer this COMMIT with a rollback; nothing of it is committed"
 
@@ -45,6 +59,31 @@ def begin_of(conn: Any) -> str:
     if conn.deferrable is not None:
         words.append("DEFERRABLE" if conn.deferrable else "NOT DEFERRABLE")
     return ", ".join(words)
+
+
+def settings(url: str) -> dict[str, Any]:
+    """What a connection of ours has besides the URL, which goes first, as does the environment (PGCONNECT_TIMEOUT)."""
+    said = conninfo_to_dict(url)
+    unset = {option.keyword.decode() for option in Conninfo.get_defaults() if option.val is None}
+    limits = {name: value for name, value in LIMITS.items() if name in unset and name not in said}
+    return limits | {"client_encoding": "utf8"}  # with SQL_ASCII, which a database may have, psycopg gives bytes for text
+
+
+def is_ended(conn: Any) -> bool:
+    """Between its uses a server has nothing to say but its farewell."""
+    if conn.closed:
+        return True
+    if not hasattr(select, "poll"):
+        return bool(select.select([conn.fileno()], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(conn.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def hang_up(conn: Any) -> None:
+    """Shut the socket under whoever waits for it: that needs no network, and the driver sees the end of the connection at once."""
+    with suppress(psycopg.Error, OSError), socket.fromfd(conn.fileno(), socket.AF_INET, socket.SOCK_STREAM) as line:
+        line.shutdown(socket.SHUT_RDWR)
 
 
 PIPELINES: Final = psycopg.Pipeline.is_supported()

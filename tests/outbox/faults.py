@@ -60,6 +60,7 @@ class DeafProxy:
         self._target = (host, port)
         self.loses_answer_of: bytes | None = None
         self._deaf = False
+        self._silent = 0
         self.flows = asyncio.Event()
         self.flows.set()
         self._writers: list[asyncio.StreamWriter] = []
@@ -73,14 +74,17 @@ class DeafProxy:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there_reader, there_writer = await asyncio.open_connection(*self._target)
         self._writers += [writer, there_writer]
-        for pump in (self._pump(reader, there_writer, False), self._pump(there_reader, writer, True)):
+        at = len(self._writers)
+        for pump in (self._pump(reader, there_writer, False, at), self._pump(there_reader, writer, True, at)):
             task = asyncio.create_task(pump)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answers: bool) -> None:
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answers: bool, at: int) -> None:
         with suppress(ConnectionError):
             while chunk := await reader.read(65_536):
+                if at <= self._silent:
+                    continue
                 if answers and self._deaf:  # so the server has done it
                     self._deaf = False
                     return self.cut()
@@ -91,6 +95,10 @@ class DeafProxy:
                 writer.write(chunk)
                 await writer.drain()
         writer.close()
+
+    def fall_silent(self) -> None:
+        """Every connection that is open stays so and passes nothing any more; new ones are served. A fail-over that nobody told."""
+        self._silent = len(self._writers)
 
     def cut(self) -> None:
         """Break every connection."""

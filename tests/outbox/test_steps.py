@@ -19,7 +19,7 @@ from halfmsg.outbox.tables import Tables
 from halfmsg.txclient import Delivery, transaction_digest
 
 TABLES = Tables("sqlite", "halfmsg_")
-META = [(b"source", b"S" * 16, 1), (b"purged_before", b"", 7), (b"schema", b"", 1)]
+META = [(0, b"S" * 16, 1), (2, b"", 7), (3, b"", 1)]
 ID = b"\x01" * 16
 
 
