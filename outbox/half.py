@@ -12,7 +12,7 @@ from halfmsg.txclient import ApiError, Busy, HalfmsgError, Message, TransportErr
 from halfmsg.txclient._sync import run as in_portal
 
 from . import answering, fence
-from .effects import Steps, ending, run_async
+from .effects import Steps, ending
 from .errors import AlreadyCommitted, Fenced
 from .fence import Attempt, Drawn, Fate
 from .home import own_transaction
@@ -154,7 +154,7 @@ class Half:
         outbox = self._outbox
         steps = answering.lay(outbox._home.tables, self._attempt.id, self._attempt.mark or 0, outbox._source)
         async with outbox._home.impatient() as adapter:
-            return await run_async(own_transaction(steps), adapter)
+            return await outbox._home.run_with(adapter, own_transaction(steps))
 
     def __enter__(self) -> Self:
         return in_portal(self.__aenter__())
