@@ -384,6 +384,9 @@ def _prepare_file(tables: Tables) -> Steps[None]:
         if not missing:
             return
         found: Rows = yield Sql("SELECT count(*) FROM sqlite_master")
+        ours: Rows = yield Sql("SELECT count(*) FROM sqlite_master WHERE name IN ('migration', 'okey', 'flight', 'place')")
+        if ours[0][0] == 4:
+            raise UsageError("other_database", "this file is a coordinator's store; an outbox or inbox lives in the database of your own service")
         if found[0][0]:
             break
         try:

@@ -143,14 +143,17 @@ class Consumer:
         async def put() -> None:
             await self._client.put_group(self._group, topics=topics, start=self._start)
 
-        told = ""
+        told: tuple[str, str] | None = None
 
         def again(error: HalfmsgError) -> bool:
             nonlocal told
-            if str(error) != told:
-                told = str(error)
+            if not isinstance(error, (TransportError, Busy)) and error.code != "topic_not_found":
+                return False
+            said = error.code, str(getattr(error, "detail", error.text))  # without the name of the request, which is another each time
+            if said != told:
+                told = said
                 log.warning("group %s cannot join yet, and tries again: %s", self._group, error)
-            return isinstance(error, (TransportError, Busy)) or error.code == "topic_not_found"
+            return True
 
         try:
             await _retry.reconnect(put, again)

@@ -474,3 +474,21 @@ def test_p2_consumer_that_no_coordinator_would_take_is_refused_when_it_is_made(o
     with pytest.raises(UsageError) as caught:
         Consumer(Client(), "g", **{option: value})
     assert caught.value.code == "bad_request"
+
+
+async def test_join_that_waits_is_said_once(server: StubServer, client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    """Each answer names another request, and the reason is the same; then the topic is there, and the consumer joins."""
+    asked = iter(range(1_000))
+
+    def http(request: Any, body: Any) -> tuple[int, Any]:
+        if request.method != "PUT" or (number := next(asked)) >= 3:
+            return 200, {}
+        return 404, {"code": "topic_not_found", "title": "no", "status": 404, "detail": "no topic t", "request_id": f"r{number}"}
+
+    server.http = http
+    consumer = Consumer(client, "g")
+    consumer.on("t")(print)
+    async with serving(server, consumer):
+        await frames(server, "subscribe")
+    assert sum("cannot join yet" in record.getMessage() for record in caplog.records) == 1
+    assert next(asked) > 3

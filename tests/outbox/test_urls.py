@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from halfmsg import Client, Inbox, Outbox, UsageError
 from halfmsg.coordinator.cli.outbox import outbox as commands
 from halfmsg.outbox import admin
+from tests.support.stores import open_sqlite
 
 from .sides import NOWHERE, Side, plain, postgres_side, settled, sqlite_side
 
@@ -146,3 +147,16 @@ async def test_block_on_a_connection_of_another_dialect_says_so(folder: Path, se
     """As `publish` does; not with what the other database says of our statements."""
     other = postgres_side(server, "psycopg") if side.dialect == "sqlite" else sqlite_side(folder, "sqlite3")
     assert await _published(side, other.outbox(), "block") == "other_database"
+
+
+@pytest.mark.parametrize("command", ["install", "ls", "verify"])
+def test_store_of_a_coordinator_is_no_database_of_a_service(folder: Path, command: str) -> None:
+    """Its file is left as it is: page sums would call it damaged at the next start."""
+    path = folder / "halfmsg.db"
+    open_sqlite(path).close()
+    before = path.read_bytes()
+    done = CliRunner().invoke(commands, [command, f"sqlite:///{path}"])
+    assert done.exit_code != 0
+    assert path.read_bytes() == before
+    with pytest.raises(UsageError, match="a coordinator's store"):
+        admin.install(f"sqlite:///{path}")

@@ -225,7 +225,8 @@ def damage(path: Path, log: wal.Wal, wrong: list[int] | None) -> str | None:
     if not wrong:
         return None
     shown = ", ".join(map(str, wrong[:5])) + (", …" if len(wrong) > 5 else "")
-    return f"{path} has {len(wrong)} pages that are not what the coordinator wrote (damage, or another program changed the file): page {shown}"
+    changed = f"damage, or another program changed the file; if that was meant, remove {sums.sums_path(path)}"
+    return f"{path} has {len(wrong)} pages that are not what the coordinator wrote ({changed}): page {shown}"
 
 
 def check_pages(conn: sqlite3.Connection, path: Path) -> None:
