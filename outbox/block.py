@@ -176,10 +176,11 @@ class Block(Generic[C]):
     async def __aenter__(self) -> AsyncTx[C]:
         own = self._on is None
         self._adapter = await self._outbox._home.take() if own else self._adapter_of(self._on, is_async=True)
-        if not own:
-            await self._outbox.learn_source_aside()
         try:
             self._enter(AsyncTx)
+            if not own:
+                await self._outbox.learn_source_aside()
+                self._tx._source = self._outbox._source
             await run_async(_begin(), self._adapter)
         except BaseException:
             self._leave()
@@ -209,10 +210,11 @@ class Block(Generic[C]):
     def __enter__(self) -> SyncTx[C]:
         own = self._on is None
         self._adapter = self._outbox._home.take_sync() if own else self._adapter_of(self._on, is_async=False)
-        if not own:
-            self._outbox.learn_source()
         try:
             self._enter(SyncTx)
+            if not own:
+                self._outbox.learn_source()
+                self._tx._source = self._outbox._source
             run_sync(_begin(), self._adapter)
         except BaseException:
             self._leave()
