@@ -75,6 +75,7 @@ class Coordinator:
         await self.engine.open()
         self.streams = Streams(self.engine, self._on_hello)
         self.engine.on_event["revoked"] = self.streams.revoke
+        self.engine.on_event["silent"] = self.streams.silence
         self._session = await allowlist.open_session(self.settings.callback.allow)
         self.checks = Checks(self.engine, self.streams, self._session)
         gaps = Gaps(self.engine, self.streams)

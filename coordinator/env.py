@@ -52,6 +52,11 @@ class Members:
         known.renewed_at = now
         return now + known.lease_ms
 
+    def until(self, grp: int, member: str) -> int | None:
+        """When it counts no longer, if it says nothing more."""
+        known = self._groups.get(grp, {}).get(member)
+        return None if known is None else known.until
+
     def left(self, grp: int, member: str) -> None:
         self._groups.get(grp, {}).pop(member, None)
 

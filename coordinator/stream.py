@@ -32,6 +32,7 @@ log = logging.getLogger("halfmsg.stream")
 JSON, MSGPACK = "halfmsg.v1.json", "halfmsg.v1.msgpack"
 HEARTBEAT_S = 15.0
 FETCH_MAX = 1_000
+SILENT_S = 60.0
 
 
 class _RawFrame(msgspec.Struct):
@@ -69,6 +70,16 @@ class Streams:
             subscription = connection.subscriptions.get(group)
             if subscription is not None and subscription.member == member:
                 connection.send({"type": "revoke", "group": group, "tokens": tokens})
+
+    def silence(self, event: tuple[Any, ...]) -> None:
+        """A lease of a member has ended. Its connection may stand while its loop does not: it is handed no more, and counts as a member no
+        longer than its lease, until it says a word, or for a minute. Else what it does not work off would come back to it, and to nobody else.
+        """
+        _, group, member = event
+        for connection in self.connections:
+            subscription = connection.subscriptions.get(group)
+            if subscription is not None and subscription.member == member:
+                subscription.silent_until = self.engine.clock.monotonic() + SILENT_S
 
     def of_producer(self, producer: str) -> list[Connection]:
         """The youngest first: an old one may be a process that is going."""
@@ -167,6 +178,8 @@ class Connection:
 
     async def _frame(self, data: bytes) -> None:
         frame = self._decode(data)
+        for subscription in self.subscriptions.values():
+            subscription.heard()
         if not self._said_hello and not isinstance(frame, wire.HelloFrame):
             raise Problem("bad_request", "the first frame of a stream is hello")
         if isinstance(frame, wire.OpsFrame):
@@ -342,6 +355,7 @@ class Subscription:
         self.credits = frame.credits
         self.lease_ms = None if frame.lease_s is None else int(frame.lease_s * 1000)
         self.inbox = None if frame.inbox is None else bytes.fromhex(frame.inbox)
+        self.silent_until = 0.0
         self._waiter: Waiter = connection.engine.hub.register(topics)
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
@@ -354,6 +368,11 @@ class Subscription:
         self.credits = min(self.credits + credits, 10_000)
         self._waiter.event.set()
 
+    def heard(self) -> None:
+        if self.silent_until:
+            self.silent_until = 0.0
+            self._waiter.event.set()
+
     def stop(self) -> None:
         self._stopped = True
         self.connection.engine.hub.unregister(self._waiter)
@@ -365,7 +384,7 @@ class Subscription:
         try:
             while not engine.draining:
                 got = 0
-                if self.credits > 0 and not self.connection.crowded:
+                if self.credits > 0 and not self.connection.crowded and engine.clock.monotonic() >= self.silent_until:
                     got = await self._hand_out()
                 if not got:
                     await self._waiter.wait(FALLBACK_S)

@@ -19,7 +19,7 @@ from ..policies import share
 from ..states import State
 from ..store.base import StoreTx
 from . import producers
-from .hands import CORRUPT, TOO_MANY_MISSED, Lane, Token, give_back_lane, quarantine
+from .hands import CORRUPT, TOO_MANY_MISSED, Lane, Token, give_back_lane, quarantine, silent
 from .settling import groups_of
 
 RUN_MAX = 256
@@ -162,6 +162,8 @@ class _Handout:
     def _take_lane(self, place: Place) -> Place:
         """A lane whose owner is gone: what it left open comes back first."""
         if place.owner is not None:
+            if self.tx.flights_of_lane(self.group.id, place.lane):
+                silent(self.tx, self.group, self.topic, place.owner)
             give_back_lane(self.tx, self.now, self.group, self.topic, place.lane)
             self.retries = True
         token, until = self.tx.new_token(), self.now + self.lease_ms

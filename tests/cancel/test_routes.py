@@ -24,7 +24,7 @@ from tests.outbox.faults import cancel_at
 from tests.support.clock import WildClock
 from tests.support.serving import eventually
 
-CANCELS_MAX = 40
+CANCELS_MAX = 120
 CASES = [(route, make) for route in ROUTES for make in ROWS.get((route.method, route.path), ())]
 
 

@@ -49,6 +49,47 @@ async def test_p9_stream_sends_no_more_than_the_credit(tmp_path: Path) -> None:
         await ws.close()
 
 
+async def test_p2_member_whose_loop_stands_still_is_handed_no_more_until_it_says_a_word(tmp_path: Path) -> None:
+    """Its connection stands all the while. Its lease ends, and what it has goes to the other one, not back to it; a word, and it is there again."""
+    async with standing(settings(tmp_path)) as coordinator:
+        await coordinator.call("PUT", "/v1/topics/keyed", {"kind": "arrival", "lanes": 2})
+        await coordinator.call("PUT", "/v1/groups/ordered", {"topics": [{"topic": "keyed"}]})
+        still, other = await coordinator.stream(), await coordinator.stream()
+        for ws, member in ((still, "still"), (other, "other")):
+            await say(ws, {"type": "subscribe", "group": "ordered", "member": member, "credits": 100, "lease_s": 3})
+
+        async def lanes() -> dict[int, str]:
+            places = await coordinator.coordinator.engine.read(lambda tx: tx.places(tx.group("ordered")[0].id))
+            return {place.lane: place.owner for place in places}
+
+        await eventually(lambda: _both(lanes), "a lane each")
+        owners = await lanes()
+        for key in KEYS:
+            await coordinator.call("POST", "/v1/topics/keyed/messages", {"data": 1, "key": key})
+        mine = {each["lane"] for each in (await heard(still))["deliveries"]}
+        assert {owners[lane] for lane in mine} == {"still"}
+        got: set[int] = set()
+        while len(got) < len(KEYS):
+            frame = await heard(other)
+            if frame["type"] == "deliver":
+                got |= {each["offset"] + 100 * each["lane"] for each in frame["deliveries"]}
+                tokens = [{"token": each["token"]} for each in frame["deliveries"]]
+                await say(other, {"type": "ops", "n": 1, "ops": [{"op": "ack", "group": "ordered", "deliveries": tokens}]})
+        assert set((await lanes()).values()) == {"other"}
+        await say(still, {"type": "credit", "group": "ordered", "add": 1})
+        await eventually(lambda: _both(lanes), "its share again")
+        await still.close()
+        await other.close()
+
+
+KEYS = [f"k{n}" for n in range(10)]
+"""Some of them in each of two lanes."""
+
+
+async def _both(lanes: Callable[[], Any]) -> bool:
+    return set((await lanes()).values()) == {"still", "other"}
+
+
 @asynccontextmanager
 async def held(coordinator: Served) -> AsyncIterator[Callable[[], None]]:
     """The store's writer waits until the given function is called, or to the end."""

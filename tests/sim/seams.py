@@ -186,3 +186,14 @@ def install() -> None:
 
 
 install()
+
+from halfmsg.outbox.adapters import aiosqlite as adapter  # noqa: E402 - its modules bind some of the above
+from halfmsg.outbox.effects import Steps, run_async  # noqa: E402
+
+
+async def _step_by_step(conn: core.Connection, steps: Steps[Any]) -> Any:
+    """A thread runs them as one function that waits for locks within. Here each statement is one: so the wait is virtual, too."""
+    return await adapter.finished(run_async(steps, adapter.AiosqliteAdapter(conn)))
+
+
+adapter.run_whole = _step_by_step
