@@ -149,12 +149,13 @@ class _Handout:
 
     def _spare(self, places: list[Place], fair: int, wanted: int) -> list[Place]:
         """Lanes of those who have more than their share, where nothing is in a hand: one who is busy does not ask, and would keep them."""
-        owned = Counter(place.owner for place in places if place.owner != self.member and place.until > self.now)
+        held = [place for place in places if place.owner not in (None, self.member) and place.until > self.now]
+        owned = Counter(place.owner for place in held)
         found: list[Place] = []
-        for place in places:
+        for place in held:
             if len(found) >= wanted:
                 break
-            if place.owner is not None and owned[place.owner] > fair and not self.tx.flights_of_lane(self.group.id, place.lane):
+            if owned[place.owner] > fair and not self.tx.flights_of_lane(self.group.id, place.lane):
                 owned[place.owner] -= 1
                 found.append(place)
         return found

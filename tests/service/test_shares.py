@@ -72,6 +72,21 @@ def test_p2_member_that_comes_gets_lanes_of_one_that_is_busy(world: World) -> No
     assert all(each.error is None for each in world.ack(*full))
 
 
+def test_p6_lane_whose_lease_has_ended_is_taken_once(world: World) -> None:
+    """A has more than its share, and one lane of it that nobody extended: that one is free, and not spare as well (simulation, seed 12783)."""
+    world.topic("a", Kind.ARRIVAL, lanes=5)
+    world.group("g", "a")
+    world.send("a", key=key_in(0, 5))
+    world.fetch(count=1, member="A", lease_s=30)
+    world.store.run(lambda tx, now, _: tx.run("UPDATE place SET until = until + 100000 WHERE lane > 0"), None)
+    world.later(25)
+    world.fetch(count=0, member="A", lease_s=30)
+    world.store.run(lambda tx, now, _: tx.run("UPDATE place SET until = ? WHERE lane = 0", now), None)
+    world.send("a", key=key_in(0, 5))
+    hand = world.fetch(count=16, member="B")
+    assert len({(each.lane, each.row.off) for each in hand}) == len(hand) == 2
+
+
 def test_p2_key_that_is_stuck_stops_no_other_key_of_its_lane(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A handler that rejects all of a key: past its 1,000 missed numbers the key stops, and what follows of it waits. The lane goes on."""
     monkeypatch.setattr(fetching, "LANE_RETRIES_MAX", 20)

@@ -36,9 +36,10 @@ def test_a_seed_replays_to_the_byte() -> None:
     assert first.stdout.splitlines()[0] != sim("--seed", "12").stdout.splitlines()[0].replace("seed 12", "seed 11")
 
 
-@pytest.mark.parametrize("seed", [161, 5453])
+@pytest.mark.parametrize("seed", [161, 5453, 12783])
 def test_p7_seed_that_failed_holds(seed: int) -> None:
-    """161: a connection that broke behind its upgrade. 5453: a nack that was refused as out of order ended its delivery, and a later one ran."""
+    """161: a connection that broke behind its upgrade. 5453: a nack that was refused as out of order ended its delivery, and a later one ran.
+    12783: a lane was taken twice by one fetch, as free and as spare."""
     done = sim("--seed", str(seed))
     assert done.returncode == 0, done.stdout[-2_000:]
 
