@@ -66,20 +66,20 @@ class Streams:
     def revoke(self, event: tuple[Any, ...]) -> None:
         """A lane was taken back from a member (hands.py): its connection hears of it before any result that follows."""
         _, group, member, tokens = event
-        for connection in self.connections:
-            subscription = connection.subscriptions.get(group)
-            if subscription is not None and subscription.member == member:
-                connection.send({"type": "revoke", "group": group, "tokens": tokens})
+        for subscription in self._of_member(group, member):
+            subscription.connection.send({"type": "revoke", "group": group, "tokens": tokens})
 
     def silence(self, event: tuple[Any, ...]) -> None:
         """A lease of a member has ended. Its connection may stand while its loop does not: it is handed no more, and counts as a member no
         longer than its lease, until it says a word, or for a minute. Else what it does not work off would come back to it, and to nobody else.
         """
         _, group, member = event
-        for connection in self.connections:
-            subscription = connection.subscriptions.get(group)
-            if subscription is not None and subscription.member == member:
-                subscription.silent_until = self.engine.clock.monotonic() + SILENT_S
+        for subscription in self._of_member(group, member):
+            subscription.silent_until = self.engine.clock.monotonic() + SILENT_S
+
+    def _of_member(self, group: str, member: str) -> list[Subscription]:
+        found = [connection.subscriptions.get(group) for connection in self.connections]
+        return [each for each in found if each is not None and each.member == member]
 
     def of_producer(self, producer: str) -> list[Connection]:
         """The youngest first: an old one may be a process that is going."""

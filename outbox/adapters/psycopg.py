@@ -14,7 +14,7 @@ from psycopg.rows import tuple_row
 
 from halfmsg.txclient import UsageError
 
-from ..effects import Abort, Begin, Check, Commit, Effect, Mark, Reset, Sql, Unmark
+from ..effects import MARK, UNMARK, Abort, Begin, Check, Commit, Effect, Mark, Reset, Sql, Unmark
 from ..errors import NotInTransaction, TransactionEnded
 
 NOT_OPEN = "no transaction is open on this psycopg connection (it is in autocommit); use `with conn.transaction()`, or autocommit=False"
@@ -35,8 +35,6 @@ LIMITS: Final = {
 SWALLOWED = "an error in this transaction was swallowed, so the server would answer this COMMIT with a rollback; nothing of it is committed"
 
 
-MARK: Final = "SAVEPOINT halfmsg_block"
-UNMARK: Final = "RELEASE SAVEPOINT halfmsg_block"
 MARK_IS_GONE: Final = (psycopg.errors.InvalidSavepointSpecification, psycopg.errors.NoActiveSqlTransaction)
 
 

@@ -5,17 +5,13 @@ from __future__ import annotations
 import sqlite3
 from typing import Any, Literal
 
-from ..effects import Abort, Begin, Check, Commit, Effect, Mark, Reset, Sql, Unmark
+from ..effects import MARK, UNMARK, Abort, Begin, Check, Commit, Effect, Mark, Reset, Sql, Unmark
 from ..errors import NotInTransaction, TransactionEnded
 
 NOT_OPEN = (
     "no transaction is open on this sqlite3 connection; `with conn:` opens none until the first write. "
     "Say BEGIN IMMEDIATE first, or use `with outbox.transaction() as tx`"
 )
-
-
-MARK = "SAVEPOINT halfmsg_block"
-UNMARK = "RELEASE halfmsg_block"
 
 
 def meaning_of_unmark(error: sqlite3.OperationalError) -> Exception:
