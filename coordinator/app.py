@@ -145,11 +145,21 @@ def cannot_listen(settings: Settings, error: OSError) -> StartError:
 
 def try_address(settings: Settings) -> None:
     """Before a store is made or opened: who cannot listen leaves nothing behind. Raises StartError."""
+    unknown: OSError | None = None
+    bound = 0
     try:
         for family, kind, protocol, _, address in socket.getaddrinfo(*settings.host_port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
-            with socket.socket(family, kind, protocol) as tried:
+            try:
+                tried = socket.socket(family, kind, protocol)
+            except OSError as error:  # a kernel without IPv6, whose names still have such addresses: asyncio listens on the others
+                unknown = error
+                continue
+            with tried:
                 tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 tried.bind(address)
+                bound += 1
+        if unknown is not None and not bound:
+            raise unknown
     except OSError as error:
         raise cannot_listen(settings, error) from error
 

@@ -65,7 +65,6 @@ class Engine:
         self.names_stale = False
         """Something was made, and its name could not be read yet."""
         self._gauges_at = -GAUGES_S
-        self._on_broken = on_broken
         self.on_event: dict[str, Callable[[tuple[Any, ...]], None]] = {}
         self._backend = SqliteBackend(self.path, env=self.env, synchronous=settings.storage.synchronous, now_ms=clock.now_ms())
         self.clock = SteadyClock(clock, self._backend.newest_ms())
@@ -198,7 +197,7 @@ class Engine:
         """A store that was removed or replaced under its coordinator takes each further commit with it: stop, and say so."""
         gone = self._backend.gone()
         if gone is not None:
-            self._on_broken(StoreBroken(f"{gone} was removed or replaced while it was open; put it back, or restore a backup"))
+            self._writer.break_off(StoreBroken(f"{gone} was removed or replaced while it was open; put it back, or restore a backup"))
 
     # --- events of durable groups ---
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple, TypeVar
 
 from .messages import Full
 from .settings import Settings
+
+T = TypeVar("T")
+LANE_LOOK_MS: Final = 1_000
+LANE_LOOK_FETCHES: Final = 16
+TOPIC_STEP: Final = 0.6180339887498949
+LANE_STEP: Final = 0.41421356237309515
+"""Irrational, and so is one by the other: however the fetches of one member lie among all, they begin everywhere alike (Weyl, 1916)."""
 
 
 class _Member:
@@ -73,13 +81,27 @@ class Members:
         return len({name for grp in grps for name in self.live(grp, now)})
 
 
+class Turn(NamedTuple):
+    """Where a fetch begins, each as a part of a whole round."""
+
+    topic: float
+    lane: float
+
+
+def begun_at(part: float, these: list[T]) -> list[T]:
+    """All of them, from that part of the round on."""
+    first = int(part * len(these))
+    return these[first:] + these[:first]
+
+
 class Env:
     """Handed to every `Tx`. Nothing here is a promise: it is lost with the process and rebuilt."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.members = Members()
-        self._turns: dict[str, int] = {}
+        self._turns = 0
+        self._lanes_waiting: dict[tuple[int, int], tuple[int, int, bool]] = {}
         self.full = Full()
         """Topics and groups that were past a limit at the last look (loops.py)."""
         self.storage_low = False
@@ -87,7 +109,19 @@ class Env:
         self.free_bytes: int | None = None
         """Free disk at the last look."""
 
-    def turn(self, group: str) -> int:
-        """A number that goes up with each fetch of a group: none of its topics and lanes is always the last."""
-        found = self._turns[group] = self._turns.get(group, -1) + 1
-        return found
+    def lane_waits(self, at: tuple[int, int], now: int, look: Callable[[], bool]) -> bool:
+        """What `look` found of a lane of a group, for a second or so many fetches: it counts up to 100,000 rows, and all that is written
+        would wait for each of them.
+        """
+        looked_at, left, waits = self._lanes_waiting.get(at, (now, 0, False))
+        if left <= 0 or now >= looked_at + LANE_LOOK_MS:
+            looked_at, left, waits = now, LANE_LOOK_FETCHES, look()
+        self._lanes_waiting[at] = looked_at, left - 1, waits
+        return waits
+
+    def turn(self) -> Turn:
+        """Where the next fetch begins: none of the topics and lanes of a group is always the last. Whole steps would not do: members that
+        ask by turns, or one whose every second fetch has no room, would meet every second lane alone.
+        """
+        self._turns += 1
+        return Turn(self._turns * TOPIC_STEP % 1, self._turns * LANE_STEP % 1)

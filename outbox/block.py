@@ -6,8 +6,10 @@ its messages with it. A body that ends the transaction by itself is seen at the 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 
@@ -27,7 +29,7 @@ _OPEN: dict[int, Any] = {}
 """Connection (its identity): the block that is open on it. A second one would share its transaction, and end it."""
 
 
-def open_block(conn: object) -> _Tx[Any] | None:
+def open_block(conn: object) -> Any:
     return _OPEN.get(id(conn))
 
 
@@ -50,17 +52,21 @@ class _Tx(Generic[C]):
         self._failed = self._failed or error
 
     def failing(self, steps: Steps[T]) -> Steps[T]:
-        """Steps of a fence or a publish on the block's own connection. Their error ends its transaction; what the body writes after it must
-        not commit by itself, and a savepoint around it must not make it good again.
-        """
+        """Steps of a fence or a publish on the block's own connection, by another way than its `publish`. Their error ends its transaction."""
         try:
-            return (yield from steps)
+            return (yield from self._while_open(steps))
         except BaseException as error:
             self.fail(error)
-            if self._outbox._home.dialect == "sqlite":
-                with contextlib.suppress(Exception):
-                    yield Begin()
+            if not self._ended:
+                yield Abort()
+            yield from self._shut_in()
             raise
+
+    def _shut_in(self) -> Steps[None]:
+        """What the body writes after an error must not commit by itself, where SQLite's transaction has gone with it (a full disk, a conflict)."""
+        if self._outbox._home.dialect == "sqlite" and not self._ended:
+            with contextlib.suppress(Exception):
+                yield Begin()
 
     def _add(self, messages: list[Message]) -> Steps[list[Receipt]]:
         from .outbox import check_size, receipts_of
@@ -76,6 +82,7 @@ class _Tx(Generic[C]):
             meta, drawn = yield from self._while_open(adding)
         except BaseException as error:  # not ended here: what the caller writes after it must fall with the block, not commit by itself
             self.fail(error)
+            yield from self._shut_in()
             raise
         self._source = meta.source
         return receipts_of(self._attempt.id, drawn)
@@ -105,15 +112,24 @@ class _Tx(Generic[C]):
 class SyncTx(_Tx[C]):
     """`with outbox.transaction() as tx`."""
 
+    def __init__(self, outbox: Outbox, conn: C) -> None:
+        super().__init__(outbox, conn)
+        self._line = threading.Lock()
+
     def publish(self, topic: str, body: object, **options: Unpack[MessageOptions]) -> Receipt:
         return self.publish_many([Message(topic, body, **options)])[0]
 
     def publish_many(self, messages: Iterable[Message]) -> Sequence[Receipt]:
-        return run_sync(self._add(self._outbox._checked(messages)), adapter_of(self.conn))  # type: ignore[arg-type]
+        with self._line:
+            return run_sync(self._add(self._outbox._checked(messages)), adapter_of(self.conn))  # type: ignore[arg-type]
 
 
 class AsyncTx(_Tx[C]):
-    """`async with outbox.transaction() as tx`."""
+    """`async with outbox.transaction() as tx`. Publishes that are gathered go one at a time: the first of them lays the fence for all."""
+
+    def __init__(self, outbox: Outbox, conn: C) -> None:
+        super().__init__(outbox, conn)
+        self._line = asyncio.Lock()
 
     def publish(self, topic: str, body: object, **options: Unpack[MessageOptions]) -> Any:
         return self._one(self._outbox._checked([Message(topic, body, **options)]))
@@ -122,21 +138,28 @@ class AsyncTx(_Tx[C]):
         return self._many(self._outbox._checked(messages))
 
     def _many(self, messages: list[Message]) -> Any:
-        self._pending += 1
-        return self._run(messages)
+        return self.awaited(lambda: self._run(messages))
 
     def _one(self, messages: list[Message]) -> Any:
-        self._pending += 1
-        return self._first(messages)
+        return self.awaited(lambda: self._first(messages))
 
     async def _first(self, messages: list[Message]) -> Receipt:
         return (await self._run(messages))[0]
 
     async def _run(self, messages: list[Message]) -> Sequence[Receipt]:
-        try:
+        async with self._line:
             return await run_async(self._add(messages), adapter_of(self.conn))  # type: ignore[arg-type]
+
+    def awaited(self, publish: Callable[[], Coroutine[Any, Any, T]]) -> Coroutine[Any, Any, T]:
+        """It counts from its call on: one that is not awaited to its end has not written all of its rows."""
+        self._pending += 1
+        return self._counted(publish)
+
+    async def _counted(self, publish: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        try:
+            return await publish()
         finally:
-            self._pending -= 1  # not before: one that is begun and not awaited has not written all of its rows
+            self._pending -= 1
 
 
 class Block(Generic[C]):
@@ -146,6 +169,12 @@ class Block(Generic[C]):
         self._outbox, self._on = outbox, on
         self._adapter: Any = None
         self._tx: Any = None
+        self._in_use = False
+
+    def _use(self) -> None:
+        if self._in_use:
+            raise UsageError("already_open", "this block is open already; say outbox.transaction() for each")
+        self._in_use = True
 
     def _adapter_of(self, on: Any, *, is_async: bool) -> Any:
         adapter = adapter_of(on)
@@ -164,8 +193,10 @@ class Block(Generic[C]):
 
     def _leave(self) -> None:
         """Its transaction is over, and the connection not yet given to anybody else."""
+        self._in_use = False
         if self._tx is not None:
             del _OPEN[id(self._adapter.conn)]
+            self._tx = None
 
     def _wake(self) -> None:
         if self._outbox._relay is not None:
@@ -174,10 +205,16 @@ class Block(Generic[C]):
     # --- async ---
 
     async def __aenter__(self) -> AsyncTx[C]:
-        own = self._on is None
-        self._adapter = await self._outbox._home.take() if own else self._adapter_of(self._on, is_async=True)
+        own, entered = self._on is None, False
+        self._use()
+        try:
+            self._adapter = await self._outbox._home.take() if own else self._adapter_of(self._on, is_async=True)
+        except BaseException:
+            self._in_use = False
+            raise
         try:
             self._enter(AsyncTx)
+            entered = True
             if not own:
                 await self._outbox.learn_source_aside()
                 self._tx._source = self._outbox._source
@@ -186,7 +223,7 @@ class Block(Generic[C]):
             self._leave()
             if own:
                 await self._outbox._home.give(self._adapter, broken=True)
-            elif self._tx is not None and _is_aborted(self._adapter):
+            elif entered and _is_aborted(self._adapter):
                 await self._adapter.conn.rollback()
             raise
         return self._tx  # type: ignore[no-any-return]
@@ -208,10 +245,16 @@ class Block(Generic[C]):
     # --- sync ---
 
     def __enter__(self) -> SyncTx[C]:
-        own = self._on is None
-        self._adapter = self._outbox._home.take_sync() if own else self._adapter_of(self._on, is_async=False)
+        own, entered = self._on is None, False
+        self._use()
+        try:
+            self._adapter = self._outbox._home.take_sync() if own else self._adapter_of(self._on, is_async=False)
+        except BaseException:
+            self._in_use = False
+            raise
         try:
             self._enter(SyncTx)
+            entered = True
             if not own:
                 self._outbox.learn_source()
                 self._tx._source = self._outbox._source
@@ -220,7 +263,7 @@ class Block(Generic[C]):
             self._leave()
             if own:
                 self._outbox._home.give_sync(self._adapter, broken=True)
-            elif self._tx is not None and _is_aborted(self._adapter):
+            elif entered and _is_aborted(self._adapter):
                 self._adapter.conn.rollback()
             raise
         return self._tx  # type: ignore[no-any-return]

@@ -30,12 +30,9 @@ class Begin(Struct, frozen=True):
     """Open a transaction: on SQLite IMMEDIATE, since a deferred one that read first fails at its first write."""
 
 
-MARK = "SAVEPOINT halfmsg_block"
-UNMARK = "RELEASE SAVEPOINT halfmsg_block"
-
-
 class Mark(Struct, frozen=True):
-    """A savepoint at the start of a transaction that user code gets: its end tells whether that code has ended it, and perhaps begun another."""
+    """Something at the start of a transaction that user code gets, and that goes with it: at the end it tells whether that code has ended the
+    transaction, and perhaps begun another."""
 
 
 class Unmark(Struct, frozen=True):

@@ -15,7 +15,7 @@ from msgspec import Struct
 from halfmsg.txclient import Message, UsageError, transaction_digest
 
 from .effects import Check, Rows, Sql, Steps
-from .errors import AlreadyCommitted, Fenced
+from .errors import AlreadyCommitted, Fenced, TransactionEnded
 from .tables import META_NAMES, SCHEMA_VERSION, Tables
 
 COMMITTED: Final = 1
@@ -161,12 +161,16 @@ def publish(tables: Tables, attempt: Attempt, messages: Sequence[Message], sourc
 
 def add(tables: Tables, attempt: Attempt, messages: Sequence[Message], first_index: int, source: bytes | None) -> Steps[tuple[Meta, list[Drawn]]]:
     """More messages of a block. Its fence is laid with the first of them, so that no commit has rows without it, whoever commits; what
-    it stands for (its digest) is written when the block ends (`close`).
+    it stands for (its digest) is written when the block ends (`close`). Raises TransactionEnded where it was committed inside the block
+    and has been handed over since (`close_left`): what came now would be sent by nobody.
     """
     meta = yield from enter(tables, source)
-    laid: Rows = yield tables.sql("verdict", attempt.id)  # none: this is the first, or a savepoint took the first ones with it
-    if not laid:
-        yield from lay(tables, attempt, meta, None)
+    held: Rows = yield tables.sql("hold", attempt.id)  # none: this is the first, or a savepoint took the first ones with it
+    if not held:
+        try:
+            yield from lay(tables, attempt, meta, None)
+        except AlreadyCommitted as error:
+            raise TransactionEnded() from error
     drawn = yield from draw(tables, messages, first_index)
     yield from write_out(tables, attempt, drawn)
     return meta, drawn
@@ -212,8 +216,12 @@ def read_fate(tables: Tables, id: bytes) -> Steps[Fate]:
     numbers: list[int | None] = [None] * (1 + max((row[0] for row in numbered), default=-1))
     for index, sequence, _ in numbered:
         numbers[index] = sequence
-    digest = bytes(rows[0][1]) if rows[0][1] is not None else _digest_of(row[2] for row in numbered)  # None: its block was ended inside
-    return Fate(COMMITTED, digest, tuple(numbers))
+    if rows[0][1] is not None:
+        return Fate(COMMITTED, bytes(rows[0][1]), tuple(numbers))
+    try:  # its block was committed inside, and is not closed yet
+        return Fate(COMMITTED, _digest_of(row[2] for row in numbered), tuple(numbers))
+    except (msgspec.MsgspecError, ValueError, TypeError):
+        return Fate(None)  # damaged: nothing is said of it, and of the others all the same
 
 
 def lay_tombstone(tables: Tables, id: bytes, mark: int) -> Steps[Fate]:
@@ -229,7 +237,8 @@ class Unsent(Struct, frozen=True):
     """One row set that the relay has to hand over."""
 
     id: bytes
-    digest: bytes
+    digest: bytes | None
+    """None: of a block that was committed inside, until `close_left`."""
     mark: int
     rows: tuple[tuple[Any, ...], ...]
 
@@ -259,11 +268,31 @@ def read_unsent(tables: Tables, limit: int, bytes_max: int, after: tuple[int, by
     heads: Rows = yield tables.sql("unsent", *after, limit)
     for id, digest, mark in heads:
         rows: Rows = yield tables.sql("out_of", bytes(id))
-        found.append(Unsent(bytes(id), _digest_of(row[4] for row in rows) if digest is None else bytes(digest), mark, tuple(rows)))
+        found.append(Unsent(bytes(id), None if digest is None else bytes(digest), mark, tuple(rows)))
         size += found[-1].body_bytes
         if size >= bytes_max:
             break
     return found
+
+
+def close_left(tables: Tables, left: Unsent) -> Steps[Unsent | None]:
+    """Close what its block did not, in a transaction of its own: from here on nothing more comes to it (`add`), so what is handed over is
+    all of it. None: somebody else has. Raises the driver's error where the block is still at it, and msgspec's where a row is damaged.
+    """
+    if tables.dialect == "postgresql":
+        yield tables.sql("lock_wait")
+    held: Rows = yield tables.sql("hold", left.id)
+    if not held:
+        return None
+    rows: Rows = yield tables.sql("out_of", left.id)
+    digest = digest_of(rows)
+    yield tables.sql("close_fence", digest, left.id)
+    return Unsent(left.id, digest, left.mark, tuple(rows))
+
+
+def digest_of(rows: Iterable[tuple[Any, ...]]) -> bytes:
+    """Of a row set as `out_of` gives it."""
+    return _digest_of(row[4] for row in rows)
 
 
 def all_of(effects: Iterable[Sql]) -> Steps[None]:

@@ -12,7 +12,7 @@ from halfmsg.txclient import ApiError, Busy, HalfmsgError, Message, TransportErr
 from halfmsg.txclient._sync import run as in_portal
 
 from . import answering, fence
-from .effects import Steps, ending
+from .effects import Steps
 from .errors import AlreadyCommitted, Fenced
 from .fence import Attempt, Drawn, Fate
 from .home import own_transaction
@@ -53,7 +53,7 @@ class Half:
         if self._fenced:
             raise UsageError("bad_request", "this half message is fenced already; one transaction each")
         names = self._outbox._home.tables
-        steps = ending(self._steps(fence.publish(names, self._attempt, self._messages, self._outbox._source)))
+        steps = self._steps(fence.publish(names, self._attempt, self._messages, self._outbox._source))
         return self._outbox.run_on(on, steps, self._receipts)
 
     def _steps(self, steps: Steps[list[Drawn]]) -> Steps[list[Drawn]]:

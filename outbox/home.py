@@ -10,8 +10,8 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -27,7 +27,7 @@ log = logging.getLogger("halfmsg.outbox")
 T = TypeVar("T")
 BUSY_TIMEOUT_S = 15.0
 IDLE_MAX = 16
-LOOK_CONNECT_S = 2
+LOOK_S = 2
 LOOKS_MAX = 100
 """At a new SQLite file that several processes make at once."""
 ANSWER_MAX_S = 20.0
@@ -297,7 +297,8 @@ class Home:
         return PsycopgAdapter(psycopg.Connection.connect(self.url, autocommit=True, prepare_threshold=None, **settings(self.url)))
 
     def look_source(self) -> bytes:
-        """The id of the database behind the URL, on a connection for this alone: it waits for no lock, and makes and changes nothing.
+        """The id of the database behind the URL, on a connection for this alone: it makes and changes nothing, and waits `LOOK_S` at most to
+        connect, and as long for a lock or an answer: the lock may be that of the caller's own transaction.
 
         Raises UsageError(schema_missing), or what the driver does.
         """
@@ -312,10 +313,11 @@ class Home:
             psycopg = _import_psycopg()
             from .adapters.psycopg import PsycopgAdapter, settings
 
-            limits = settings(self.url) | {"connect_timeout": LOOK_CONNECT_S}
+            limits = settings(self.url) | {"connect_timeout": LOOK_S}
             adapter = PsycopgAdapter(psycopg.Connection.connect(self.url, autocommit=True, prepare_threshold=None, **limits))
         try:
-            return run_sync(fence.read_meta(self.tables), adapter).source
+            with in_time_sync(adapter, LOOK_S):
+                return run_sync(_looking(self.tables), adapter).source
         finally:
             adapter.close()
 
@@ -363,6 +365,30 @@ async def in_time(adapter: AsyncAdapter, limit_s: float) -> AsyncIterator[None]:
         raise TimeoutError(f"the database has said nothing for {limit_s:g} s; the connection is closed") from error
     finally:
         last.cancel()
+
+
+@contextmanager
+def in_time_sync(adapter: SyncAdapter, limit_s: float) -> Iterator[None]:
+    """The driver's error once PostgreSQL has said nothing for so long, and the time to end a statement; SQLite waits for nobody here."""
+    if adapter.dialect == "sqlite":
+        yield
+        return
+    from .adapters.psycopg import hang_up
+
+    last = threading.Timer(limit_s + CANCEL_S, hang_up, (adapter.conn,))
+    last.daemon = True
+    last.start()
+    try:
+        yield
+    finally:
+        last.cancel()
+        last.join()  # one that has begun: its socket must not be another's by then
+
+
+def _looking(tables: Tables) -> Steps[fence.Meta]:
+    if tables.dialect == "postgresql":
+        yield Sql(f"SET statement_timeout = {1_000 * LOOK_S}")
+    return (yield from fence.read_meta(tables))
 
 
 def one(effect: Sql) -> Steps[Rows]:

@@ -115,15 +115,16 @@ class Inbox:
                 at_work = await run_async(self._open(delivery), adapter)
             if at_work:
                 await handler(delivery, adapter.conn)
-            at_work = False
-            await run_async(_commit(adapter), adapter)
+                await run_async(_still_open(adapter), adapter)
+            at_work = False  # an answer to COMMIT that is lost says nothing against the handler
+            await run_async(_commit(), adapter)
             whole = True
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and (task := asyncio.current_task()) is not None and task.cancelling():
                 raise  # not the handler's: this delivery is torn down
             claimed = await self._is_committed(delivery) if at_work else None
             whole = await self._undo(adapter)
-            if claimed is None and whole and (at_work or isinstance(error, _Ended)):
+            if claimed is None and whole and at_work:
                 claimed = await run_async(is_claimed(self._home.tables, delivery), adapter)
             if (told := _told(error, claimed=bool(claimed))) is not error:
                 raise told from error
@@ -169,13 +170,14 @@ class Inbox:
                     at_work = run_sync(self._open(delivery), adapter)
                 if at_work:
                     call_blocking(handler, delivery, adapter.conn)
-                at_work = False
-                run_sync(_commit(adapter), adapter)
+                    run_sync(_still_open(adapter), adapter)
+                at_work = False  # an answer to COMMIT that is lost says nothing against the handler
+                run_sync(_commit(), adapter)
                 whole = True
             except (Exception, asyncio.CancelledError) as error:  # a thread is not cancelled: one that is raised here is the handler's
                 claimed = self._is_committed_sync(delivery) if at_work else None
                 whole = self._undo_sync(adapter)
-                if claimed is None and whole and (at_work or isinstance(error, _Ended)):
+                if claimed is None and whole and at_work:
                     claimed = run_sync(is_claimed(self._home.tables, delivery), adapter)
                 if (told := _told(error, claimed=bool(claimed))) is not error:
                     raise told from error
@@ -238,12 +240,16 @@ def _is_open(adapter: Any) -> bool:
     return bool(conn.in_transaction if adapter.dialect == "sqlite" else conn.info.transaction_status.name in ("INTRANS", "INERROR"))
 
 
-def _commit(adapter: Any) -> Steps[None]:
+def _still_open(adapter: Any) -> Steps[None]:
     """The handler must have left the transaction open, else its effect and the claim were not one commit."""
+    anew = _is_open(adapter)  # before the look: on a connection that begins by itself, it begins one
     try:
         yield Unmark()
     except TransactionEnded as error:
-        raise _Ended(anew=_is_open(adapter)) from error
+        raise _Ended(anew=anew) from error
+
+
+def _commit() -> Steps[None]:
     yield Commit()
 
 

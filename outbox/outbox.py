@@ -81,7 +81,7 @@ class Outbox:
         self._ids = Ids()
         self._source: bytes | None = None
         self._purged_before: int | None = None
-        self._looking = threading.Lock()
+        self._looking = os.getpid(), threading.Lock()
         self._look_after = 0.0
         self._known: Mapping[str, Mapping[str, Any]] = {}
         self._dev = False
@@ -131,7 +131,7 @@ class Outbox:
 
     def _write(self, on: Any, messages: list[Message], pick: Callable[[list[Receipt]], Any]) -> Any:
         attempt = Attempt(self._id(None), self._mark(), stored=False)
-        steps = ending(fence.publish(self._home.tables, attempt, messages, self._source))
+        steps = fence.publish(self._home.tables, attempt, messages, self._source)
         return self.run_on(on, steps, lambda drawn: self._receipts(attempt, drawn, pick))
 
     def _receipts(self, attempt: Attempt, drawn: list[Drawn], pick: Callable[[list[Receipt]], Any]) -> Any:
@@ -140,7 +140,7 @@ class Outbox:
         return pick(receipts_of(attempt.id, drawn))
 
     def run_on(self, on: Any, steps: Steps[T], then: Callable[[T], Any]) -> Any:
-        """Run on the user's connection, in its colour."""
+        """Run on the user's connection, in its colour; an error ends its transaction (R8)."""
         from .block import open_block
 
         adapter = adapter_of(on)
@@ -149,7 +149,9 @@ class Outbox:
             raise UsageError("other_database", f"the connection is {adapter.dialect}, the Outbox's database is {self._home.dialect}")
         block = open_block(adapter.conn)
         if adapter.is_async:
-            return self._run_async(block, steps, adapter, then)
+            if block is None:
+                return self._run_async(None, steps, adapter, then)
+            return block.awaited(lambda: self._run_async(block, steps, adapter, then))
         before = self._source
         self.learn_source()
         return then(run_sync(self._guarded(block, before, steps), adapter))
@@ -163,7 +165,7 @@ class Outbox:
         """Steps that were made when this database's id was not known yet (`before`) look for it first."""
         if before is None and self._source is not None:
             steps = _ours_first(self._home.tables, self._source, steps)
-        return steps if block is None else block.failing(steps)
+        return ending(steps) if block is None else block.failing(steps)
 
     # --- which database ------------------------------------------------------------------------------------------------------
 
@@ -171,7 +173,10 @@ class Outbox:
         """The id of the database behind the URL, where this Outbox was never opened: a connection to another one that has the tables too must
         be refused, since no relay would ever look there (P2). What cannot be read is asked again after a minute; until then any will do.
         """
-        if self._source is not None or not self._looking.acquire(timeout=LOOK_MAX_S):
+        if self._looking[0] != os.getpid():  # a fork while somebody looked: nobody would let go of that one here
+            self._looking = os.getpid(), threading.Lock()
+        looking = self._looking[1]
+        if self._source is not None or not looking.acquire(timeout=LOOK_MAX_S):
             return
         try:
             if self._source is None and _clock.monotonic() >= self._look_after:
@@ -180,7 +185,7 @@ class Outbox:
         except Exception:
             log.debug("outbox %s: which database its URL leads to is not known yet", self.name, exc_info=True)
         finally:
-            self._looking.release()
+            looking.release()
 
     async def learn_source_aside(self) -> None:
         """The same in a thread of its own: the loop waits for no server, and the loop's own threads may all be taken."""
@@ -408,7 +413,7 @@ class Outbox:
 
 
 def _ours_first(names: tables.Tables, source: bytes, steps: Steps[T]) -> Steps[T]:
-    yield from ending(fence.enter(names, source))
+    yield from fence.enter(names, source)
     return (yield from steps)
 
 

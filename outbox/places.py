@@ -18,14 +18,15 @@ class Places:
 
     def __init__(self) -> None:
         self._loops: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
+        self._lock = threading.Lock()
         self._threads = threading.Semaphore(LENT_MAX)
         self._lent: dict[object, asyncio.Semaphore | threading.Semaphore] = {}
 
     async def take(self) -> asyncio.Semaphore:
         """Raises HalfmsgError(no_connection)."""
-        for loop in [loop for loop in self._loops if loop.is_closed()]:
-            del self._loops[loop]
-        places = self._loops.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(LENT_MAX))
+        with self._lock:  # loops of other threads come and go too
+            self._loops = {loop: places for loop, places in self._loops.items() if not loop.is_closed()}
+            places = self._loops.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(LENT_MAX))
         try:
             async with asyncio.timeout(WAIT_MAX_S):
                 await places.acquire()

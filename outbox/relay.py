@@ -12,11 +12,13 @@ import os
 from collections.abc import Sequence
 from typing import Any, Final
 
+import msgspec
 from msgspec import Struct
 
 from halfmsg.txclient import ApiError, Busy, Client, HalfmsgError, TransportError
 
 from . import _clock, fence
+from .answering import is_locked
 from .effects import Steps
 from .fence import Fate, Unsent
 from .home import Home
@@ -183,7 +185,7 @@ class Relay:
     # --- rows ---
 
     async def _submit_rows(self, report: Report) -> None:
-        waiting = await self._mine(await self._next_rows())
+        waiting = await self._closed(await self._mine(await self._next_rows()))
         if not waiting:
             return
         size = sum(row.body_bytes + ROW_BYTES for row in waiting)
@@ -204,6 +206,24 @@ class Relay:
             self._after = (rows[-1].mark, rows[-1].id)
         return rows
 
+    async def _closed(self, rows: list[Unsent]) -> list[Unsent]:
+        """Blocks that were committed inside are closed before they are handed over; one that is still at work waits for the next pass."""
+        found: list[Unsent] = []
+        for row in rows:
+            closed: Unsent | None = row
+            if row.digest is None:
+                try:
+                    closed = await self._home.run(fence.close_left(self._home.tables, row), transaction=True)
+                except (msgspec.MsgspecError, ValueError, TypeError):
+                    closed = row  # damaged: `_hand_over` says so
+                except Exception as error:
+                    if not is_locked(error):
+                        raise
+                    closed = None
+            if closed is not None:
+                found.append(closed)
+        return found
+
     async def _hand_over(self, row: Unsent, timeout_s: float) -> None:
         """Each row by itself, so that one that cannot even be read holds up nobody else. All of a pass share one line: their time is that of all."""
         try:
@@ -215,7 +235,7 @@ class Relay:
     def _submit(self, row: Unsent) -> dict[str, Any]:
         return {
             "op": "submit", "id": fence.id_text(row.id), "producer": self._producer, "source": self._source.hex(), "mark": row.mark,
-            "digest": row.digest.hex(), "messages": row.messages(),
+            "digest": (fence.digest_of(row.rows) if row.digest is None else row.digest).hex(), "messages": row.messages(),
         }  # fmt: skip
 
     async def _mark(self, rows: Sequence[Unsent], results: Sequence[Any], report: Report) -> None:

@@ -51,6 +51,7 @@ _SQL: Final = {
     "numbers_of": "SELECT idx, seq, meta FROM {p}out WHERE tx_id = ? ORDER BY idx",
     "who": "SELECT tx_id FROM {p}out WHERE topic = ? AND okey = ? AND seq = ?",
     "verdict": "SELECT verdict, digest FROM {p}tx WHERE id = ?",
+    "hold": "SELECT 1 FROM {p}tx WHERE id = ? AND verdict = 1 AND digest IS NULL",
     "close_fence": "UPDATE {p}tx SET digest = ? WHERE id = ? AND verdict = 1 RETURNING 1",
     "unsent": "SELECT id, digest, mark FROM {p}tx WHERE unsent = 1 AND (mark, id) > (?, ?) ORDER BY mark, id LIMIT ?",
     "refused": "SELECT id, refused FROM {p}tx WHERE unsent = 2 ORDER BY mark, id LIMIT ?",
@@ -89,6 +90,7 @@ _BY_DIALECT: Final[dict[Dialect, dict[str, str]]] = {
         "fence": "INSERT INTO {p}tx (id, verdict, digest, mark, unsent, refused) SELECT CAST(? AS bytea), 1, CAST(? AS bytea), CAST(? AS bigint),"
         " CAST(? AS smallint), NULL WHERE CAST(? AS bigint) >= (SELECT n FROM {p}meta WHERE k = 'purged_before')"
         " ON CONFLICT (id) DO NOTHING RETURNING 1",
+        "hold": "SELECT 1 FROM {p}tx WHERE id = ? AND verdict = 1 AND digest IS NULL FOR UPDATE",
         "key_last": "SELECT last FROM {p}key WHERE grp = ? AND generation = ? AND source = ? AND topic = ? AND okey = ? FOR UPDATE",
         "exists": "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema() AND table_name LIKE ?",
         "lock_wait": "SET LOCAL lock_timeout = '50ms'",

@@ -244,6 +244,9 @@ class Member:
     def _finish(self, delivery: Delivery, end: End, counted: str, *, reason: str = "", delay_s: float | None = None, counts: bool = True) -> None:
         self.counts[counted] += 1
         reason = _text(reason)
+        task = asyncio.current_task()
+        if task in self._running:
+            self._running[task] = None  # this is its end: one that is cancelled from here on has no other (`_ended`)
         self._do(self._hand.finish(delivery.token, end, reason=reason, delay_s=delay_s, counts=counts))
         self._go_on()
 

@@ -13,6 +13,7 @@ from contextlib import closing
 import msgspec
 
 from ..digests import message_digest
+from ..env import begun_at
 from ..errors import Problem
 from ..messages import Delivery, Fetch, Flight, Group, Kind, Logged, Place, Retry, Source, Topic
 from ..policies import share
@@ -39,17 +40,16 @@ def fetch(tx: StoreTx, now: int, command: Fetch) -> list[Delivery]:
     """At most `count` deliveries, each under a lease. Raises group_not_found, wrong_inbox, bad_request (no member)."""
     groups = list(groups_of(tx, command.group).values())
     _check_inbox(tx, groups, command.inbox)
-    turn = tx.env.turn(command.group)
-    first = turn % len(groups)
+    turn = tx.env.turn()
     hand: list[Delivery] = []
     room = Room(command.count)
-    for group in groups[first:] + groups[:first]:
+    for group in begun_at(turn.topic, groups):
         if (
             not group.paused
             and room.left > 0
             and tx.count_dead(group.id, tx.env.settings.group.max_dead_letters) < tx.env.settings.group.max_dead_letters
         ):
-            hand += _Handout(tx, now, group, command, room, turn // len(groups)).take()
+            hand += _Handout(tx, now, group, command, room, turn.lane).take()
         elif command.member:
             tx.env.members.seen(group.id, command.member, now, command.lease_ms or group.lease_ms)
     return hand
@@ -88,7 +88,7 @@ def _check_inbox(tx: StoreTx, groups: list[Group], inbox: bytes | None) -> None:
 class _Handout:
     """One group on one topic, for one fetch."""
 
-    def __init__(self, tx: StoreTx, now: int, group: Group, command: Fetch, room: Room, turn: int) -> None:
+    def __init__(self, tx: StoreTx, now: int, group: Group, command: Fetch, room: Room, turn: float) -> None:
         self.tx, self.now, self.group, self.room, self.turn = tx, now, group, room, turn
         self.topic = tx.topic_by_id(group.topic)
         self.lease_ms = command.lease_ms or group.lease_ms
@@ -105,9 +105,7 @@ class _Handout:
 
     def take(self) -> list[Delivery]:
         hand: list[Delivery] = []
-        lanes = self._own_lanes() if self.ordered else self._all_lanes()
-        first = self.turn % max(len(lanes), 1)
-        lanes = lanes[first:] + lanes[:first]
+        lanes = begun_at(self.turn, self._own_lanes() if self.ordered else self._all_lanes())
         if self.retries:
             hand += self._due(lanes)
         if self.group.id not in self.tx.env.full.groups:
@@ -250,6 +248,10 @@ class _Handout:
         """
         if self.tx.count_retries(self.group.id, lane, LANE_RETRIES_MAX) < LANE_RETRIES_MAX:
             return False
+        waits: bool = self.tx.env.lane_waits((self.group.id, lane), self.now, lambda: self._is_lane_full(lane))
+        return waits
+
+    def _is_lane_full(self, lane: int) -> bool:
         if self.tx.count_retries(self.group.id, lane, LANE_STUCK_MAX) >= LANE_STUCK_MAX:
             return True
         return self.tx.count_moving_retries(self.group.id, lane, LANE_RETRIES_MAX) >= LANE_RETRIES_MAX

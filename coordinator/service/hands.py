@@ -166,7 +166,7 @@ def end_lease(tx: StoreTx, now: int, group: Group, topic: Topic, ended: Flight) 
 
 def silent(tx: StoreTx, group: Group, topic: Topic, member: str) -> None:
     """Nothing was heard of it for a lease. When it counts as a member no longer, the others' share grows: then they look again."""
-    tx.emit(("silent", group.name, member))
+    tx.emit(("silent", group.name, member, group.lease_ms))
     until = tx.env.members.until(group.id, member)
     if until is not None:
         tx.emit(("wake", topic.id, until))

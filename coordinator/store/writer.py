@@ -131,6 +131,10 @@ class Writer:
             self._wake.notify()
         await asyncio.to_thread(self._thread.join)
 
+    def break_off(self, found: StoreBroken) -> None:
+        """The store is no longer what it was, as somebody else has seen: nothing that is asked from here on is answered as done."""
+        self._break(found, found)
+
     # --- on the writer thread ---
 
     def _work(self) -> None:

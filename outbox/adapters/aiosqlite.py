@@ -10,9 +10,9 @@ from typing import Any, Literal, TypeVar
 
 import aiosqlite
 
-from ..effects import MARK, UNMARK, Abort, Begin, Check, Commit, Effect, Mark, Reset, Sql, Steps, Unmark, run_sync
+from ..effects import Abort, Begin, Check, Commit, Effect, Mark, Reset, Sql, Steps, Unmark, run_sync
 from ..errors import NotInTransaction
-from .sqlite import NOT_OPEN, SqliteAdapter, commits_by_sql, is_open, meaning_of_unmark
+from .sqlite import MARK, NOT_OPEN, UNMARK, SqliteAdapter, commits_by_sql, is_open, meaning_of_unmark
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from psycopg.rows import tuple_row
 
 from halfmsg.txclient import UsageError
 
-from ..effects import MARK, UNMARK, Abort, Begin, Check, Commit, Effect, Mark, Reset, Sql, Unmark
+from ..effects import Abort, Begin, Check, Commit, Effect, Mark, Reset, Sql, Unmark
 from ..errors import NotInTransaction, TransactionEnded
 
 NOT_OPEN = "no transaction is open on this psycopg connection (it is in autocommit); use `with conn.transaction()`, or autocommit=False"
@@ -35,7 +35,9 @@ LIMITS: Final = {
 SWALLOWED = "an error in this transaction was swallowed, so the server would answer this COMMIT with a rollback; nothing of it is committed"
 
 
-MARK_IS_GONE: Final = (psycopg.errors.InvalidSavepointSpecification, psycopg.errors.NoActiveSqlTransaction)
+MARK: Final = "SET LOCAL halfmsg.block = 'open'"
+"""Gone with its transaction, whoever ends that. No savepoint: in one the server refuses SET TRANSACTION, and a snapshot that is shared."""
+MARKED: Final = "SELECT current_setting('halfmsg.block', true)"
 
 
 def refuse_aborted(conn: Any) -> None:
@@ -133,10 +135,8 @@ class PsycopgAdapter:
     def _unmark(self) -> None:
         self._sync()
         refuse_aborted(self.conn)
-        try:
-            self._run(UNMARK, ())
-        except MARK_IS_GONE as error:
-            raise TransactionEnded() from error
+        if self._run(MARKED, ()) != [("open",)]:
+            raise TransactionEnded()
 
     def _sync(self) -> None:
         if is_piped(self.conn):
@@ -196,10 +196,8 @@ class AsyncPsycopgAdapter:
     async def _unmark(self) -> None:
         await self._sync()
         refuse_aborted(self.conn)
-        try:
-            await self._run(UNMARK, ())
-        except MARK_IS_GONE as error:
-            raise TransactionEnded() from error
+        if await self._run(MARKED, ()) != [("open",)]:
+            raise TransactionEnded()
 
     async def _sync(self) -> None:
         if is_piped(self.conn):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from ..effects import MARK, UNMARK, Abort, Begin, Check, Commit, Effect, Mark, Reset, Sql, Unmark
+from ..effects import Abort, Begin, Check, Commit, Effect, Mark, Reset, Sql, Unmark
 from ..errors import NotInTransaction, TransactionEnded
 
 NOT_OPEN = (
     "no transaction is open on this sqlite3 connection; `with conn:` opens none until the first write. "
     "Say BEGIN IMMEDIATE first, or use `with outbox.transaction() as tx`"
 )
+
+
+MARK: Final = "SAVEPOINT halfmsg_block"
+UNMARK: Final = "RELEASE SAVEPOINT halfmsg_block"
 
 
 def meaning_of_unmark(error: sqlite3.OperationalError) -> Exception:

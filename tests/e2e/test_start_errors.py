@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -10,9 +11,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from halfmsg.coordinator.app import try_address
+from halfmsg.coordinator.errors import StartError
+from halfmsg.coordinator.settings import Settings
 from tests.support.stores import changed_by_hand, open_sqlite
 
 DEADLINE_S = 20
@@ -59,6 +64,24 @@ def test_address_that_is_not_of_this_machine(tmp_path: Path, address: str) -> No
     assert done.returncode == 1
     is_one_line(done, f"cannot listen on {address}", "--listen HOST:PORT")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_address_of_a_family_that_the_kernel_has_not_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`localhost` may have ::1 where there is no IPv6; asyncio listens on the other one, and so may we."""
+    own = socket.socket
+
+    def socket_of(family: int = -1, *args: Any, **kwargs: Any) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return own(family, *args, **kwargs)
+
+    found = [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0)), (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr(socket, "socket", socket_of)
+    try_address(Settings(listen="localhost:0", store=str(tmp_path / "halfmsg.db")))
+    found[:] = found[:1]
+    with pytest.raises(StartError, match="cannot listen on localhost:0"):
+        try_address(Settings(listen="localhost:0", store=str(tmp_path / "halfmsg.db")))
 
 
 def test_file_locked_by_another_coordinator(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ import pytest
 from halfmsg.coordinator import backup
 from halfmsg.coordinator.app import Coordinator
 from halfmsg.coordinator.cli import doctor
-from halfmsg.coordinator.errors import StartError
+from halfmsg.coordinator.errors import Problem, StartError
+from halfmsg.coordinator.messages import Kind
+from halfmsg.coordinator.service import topics
 from halfmsg.coordinator.settings import Settings
 from tests.support.serving import Served, eventually, settings, started
 
@@ -111,5 +113,7 @@ async def test_p3_store_that_is_taken_from_under_its_coordinator_stops_it(tmp_pa
         async with asyncio.timeout(10):
             await one.stopped.wait()
         assert f"{name} was removed or replaced" in str(one.broken)
+        with pytest.raises(Problem, match="the coordinator is stopping"):
+            await one.engine.call(topics.put, topics.TopicWanted("late", Kind.UNORDERED))
     finally:
         await one.stop()
