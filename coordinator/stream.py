@@ -72,11 +72,11 @@ class Streams:
     def silence(self, event: tuple[Any, ...]) -> None:
         """A lease of a member has ended. Its connection may stand while its loop does not: it is handed no more, and counts as a member no
         longer than its lease, until it says a word, or for a minute. Else what it does not work off would come back to it, and to nobody else.
-        One that was heard within a lease stands; it was this side that came late.
+        One that was heard since the lease began is there: it is slow, or this side was late to read what it said.
         """
-        _, group, member, lease_ms = event
+        _, group, member, ended_at, lease_ms = event
         for subscription in self._of_member(group, member):
-            subscription.silence(lease_ms)
+            subscription.silence(ended_at, lease_ms)
 
     def _of_member(self, group: str, member: str) -> list[Subscription]:
         found = [connection.subscriptions.get(group) for connection in self.connections]
@@ -357,7 +357,7 @@ class Subscription:
         self.lease_ms = None if frame.lease_s is None else int(frame.lease_s * 1000)
         self.inbox = None if frame.inbox is None else bytes.fromhex(frame.inbox)
         self.silent_until = 0.0
-        self._heard_at = connection.engine.clock.monotonic()
+        self._heard_at = connection.engine.clock.now_ms()
         self._waiter: Waiter = connection.engine.hub.register(topics)
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
@@ -371,15 +371,14 @@ class Subscription:
         self._waiter.event.set()
 
     def heard(self) -> None:
-        self._heard_at = self.connection.engine.clock.monotonic()
+        self._heard_at = self.connection.engine.clock.now_ms()
         if self.silent_until:
             self.silent_until = 0.0
             self._waiter.event.set()
 
-    def silence(self, lease_ms: int) -> None:
-        now = self.connection.engine.clock.monotonic()
-        if now - self._heard_at >= (self.lease_ms or lease_ms) / 1000:
-            self.silent_until = now + SILENT_S
+    def silence(self, ended_at: int, lease_ms: int) -> None:
+        if self._heard_at <= ended_at - (self.lease_ms or lease_ms):
+            self.silent_until = self.connection.engine.clock.monotonic() + SILENT_S
 
     def stop(self) -> None:
         self._stopped = True

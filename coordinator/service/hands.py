@@ -160,13 +160,13 @@ def end_lease(tx: StoreTx, now: int, group: Group, topic: Topic, ended: Flight) 
     else:
         give_back_lane(tx, now, group, topic, ended.lane)
         tx.own_place(group.id, ended.lane, None, 0, 0)
-    silent(tx, group, topic, ended.member)
+    silent(tx, group, topic, ended.member, ended.until)
     tx.emit(("wake", topic.id, now))
 
 
-def silent(tx: StoreTx, group: Group, topic: Topic, member: str) -> None:
-    """Nothing was heard of it for a lease. When it counts as a member no longer, the others' share grows: then they look again."""
-    tx.emit(("silent", group.name, member, group.lease_ms))
+def silent(tx: StoreTx, group: Group, topic: Topic, member: str, ended_at: int) -> None:
+    """A lease of it ended. When it counts as a member no longer, the others' share grows: then they look again."""
+    tx.emit(("silent", group.name, member, ended_at, group.lease_ms))
     until = tx.env.members.until(group.id, member)
     if until is not None:
         tx.emit(("wake", topic.id, until))

@@ -87,14 +87,13 @@ async def test_p2_member_that_was_heard_is_not_silenced_by_a_lease_that_ended_la
     async with standing(settings(tmp_path)) as coordinator:
         engine = coordinator.coordinator.engine
         ws = await coordinator.stream()
-        await say(ws, {"type": "subscribe", "group": "g", "member": "m", "credits": 100, "lease_s": 3})
+        await say(ws, {"type": "subscribe", "group": "g", "member": "m", "credits": 100, "lease_s": 1})
         await coordinator.call("POST", "/v1/topics/plain/messages", {"data": 1})
         assert (await heard(ws))["type"] == "deliver"
         handed_out, disk = engine.clock.monotonic(), threading.Event()
         held = asyncio.ensure_future(engine._writer.outside(lambda: disk.wait(DEADLINE_S)))
-        await eventually(lambda: engine.clock.monotonic() > handed_out + 2.5, "late in the lease")
         await say(ws, {"type": "credit", "group": "g", "add": 1})
-        await eventually(lambda: engine.clock.monotonic() > handed_out + 3.1, "the end of the lease")
+        await eventually(lambda: engine.clock.monotonic() > handed_out + 1.5, "the end of the lease")
         disk.set()
         await held
         async with asyncio.timeout(DEADLINE_S):

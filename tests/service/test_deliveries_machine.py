@@ -58,7 +58,7 @@ class Deliveries(RuleBasedStateMachine):
 
     @rule(member=st.sampled_from(MEMBERS), count=st.integers(1, 6), lease_s=st.sampled_from((None, 3.0, 20.0)), may_be_lost=st.booleans())
     def fetch(self, member: str, count: int, lease_s: float | None, may_be_lost: bool) -> None:
-        before = self._open_by_member()
+        before = self._open_by_member(self.world.now)  # what has ended is in nobody's hand: its member may have been told so
         others = set(before) if may_be_lost else set()
         hand = self.world.fetch(member=member, count=count, lease_s=lease_s, may_be_lost=may_be_lost)
         dead = self._dead()  # after it: taking a lane over ends leases, and a last attempt with them
@@ -147,18 +147,18 @@ class Deliveries(RuleBasedStateMachine):
     def _all(self, sql: str) -> list[tuple[int, ...]]:
         return self.world.store.tx.all(sql)  # type: ignore[no-any-return]
 
-    def _flights(self) -> list[tuple[int, str, list[int]]]:
+    def _flights(self, until: int = -1) -> list[tuple[int, str, list[int]]]:
         tx = self.world.store.tx
         found = []
         for grp, lane in self._all("SELECT grp, lane FROM place"):
-            found += [(lane, flight.member, flight.open_offsets()) for flight in tx.flights_of_lane(grp, lane)]
+            found += [(lane, flight.member, flight.open_offsets()) for flight in tx.flights_of_lane(grp, lane) if flight.until > until]
         return found
 
     def _open(self) -> list[tuple[int, int]]:
         return [(lane, off) for lane, _, offs in self._flights() for off in offs]
 
-    def _open_by_member(self) -> dict[tuple[int, int], str]:
-        return {(lane, off): member for lane, member, offs in self._flights() for off in offs}
+    def _open_by_member(self, until: int = -1) -> dict[tuple[int, int], str]:
+        return {(lane, off): member for lane, member, offs in self._flights(until) for off in offs}
 
     def _dead(self) -> set[tuple[int, int]]:
         return {(lane, off) for lane, off in self._all("SELECT lane, off FROM dead WHERE grp IS NOT NULL")}

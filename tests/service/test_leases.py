@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from halfmsg.coordinator.errors import Problem
 from halfmsg.coordinator.messages import Delivery, Kind
 from halfmsg.coordinator.service.hands import policy_of
-from tests.support.factories import World, dead_letter, leased_delivery
+from tests.support.factories import World, dead_letter, leased_delivery, sequences
 
 from .asked import LOST, codes, dead_of, rows
 
@@ -142,6 +142,37 @@ def test_extend_makes_a_lease_longer_and_never_shorter(plain: World) -> None:
 
 FORGED = ["", "1", "1.0.0.0", "a.b.c.d.e", "1.0.0.0.0.0", "-1.0.0.0.1", "9.0.0.0.1", "1.9.0.0.1", "1.0.9.9.1", "1.0.0.0.9", "1.0.0.1.1", "1.0.1.0.1",
           "1.0.0.0." + "9" * 18, "9" * 19 + ".0.0.0.1"]  # fmt: skip
+
+
+def test_p7_lease_that_ended_comes_back_before_more_of_its_key_goes_out(seq: World) -> None:
+    """Its member has been told lease_lost, before the tick came, and has let go of it: the next one of the key would look like the first, its
+    inbox would take it for that, and the one that was lost for a repeat (simulation, seed 16431).
+    """
+    seq.sequence(1, "a")
+    [first] = seq.fetch(member="m", count=1, lease_s=2)
+    seq.later(1)
+    seq.fetch(member="m", lease_s=2)  # a sign of life: its lanes are its own for longer than that lease
+    seq.sequence(2, "a")
+    seq.later(1)
+    assert [result.error[0] for result in seq.ack(first) if result.error] == ["lease_lost"]
+    assert seq.fetch(member="m", lease_s=2) == [], "its lane has ended with its lease; it is free for the next who asks"
+    seq.later(1)
+    hand = seq.fetch(member="m", lease_s=2)
+    assert [(each.row.seq, each.attempt) for each in hand if each.row.key == b"a"] == [(1, 2), (2, 1)]
+
+
+def test_p7_lane_of_a_lease_that_lives_is_no_part_of_that(seq: World) -> None:
+    """Another member's lease has ended; mine goes on."""
+    seq.sequence(1, "a")
+    [first] = seq.fetch(member="m", count=1, lease_s=30)
+    seq.sequence(2, "a")
+    seq.topic("other")
+    seq.group("h", "other")
+    seq.send("other")
+    assert seq.fetch("h", lease_s=1)
+    seq.later(2)
+    assert sequences(seq.fetch(member="m")) == [2]
+    assert [result.error for result in seq.ack(first)] == [None]
 
 
 @pytest.mark.parametrize("forged", FORGED)
