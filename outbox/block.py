@@ -18,6 +18,7 @@ from halfmsg.txclient import Message, MessageOptions, UsageError
 from . import fence
 from .adapters import adapter_of
 from .effects import Abort, AsyncAdapter, Begin, Commit, Effect, Mark, Steps, SyncAdapter, Unmark, run_async, run_sync
+from .errors import TransactionEnded
 from .fence import Attempt
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ class _Tx(Generic[C]):
             meta, drawn = yield from self._while_open(adding)
         except BaseException as error:  # not ended here: what the caller writes after it must fall with the block, not commit by itself
             self.fail(error)
+            if isinstance(error, TransactionEnded):  # a body that ends transactions by itself would commit this one too
+                yield Abort()
             yield from self._shut_in()
             raise
         self._source = meta.source

@@ -155,8 +155,8 @@ class _Handout:
         tx, ended = self.tx, set()
         if tx.expired_flights(self.now, 1):
             for place in tx.places(self.group.id):
-                gone = [] if place.owner != self.member else [each for each in tx.flights_of_lane(self.group.id, place.lane) if each.until <= self.now]
-                if gone:
+                flights = tx.flights_of_lane(self.group.id, place.lane) if place.owner == self.member else []
+                if gone := [flight for flight in flights if flight.until <= self.now]:
                     end_lease(tx, self.now, self.group, self.topic, gone[0])
                     ended.add(place.lane)
                     self.retries = True

@@ -81,6 +81,31 @@ async def test_p2_handler_that_cancels_its_own_task_has_failed(server: StubServe
         assert set(await told(server, 2)) == {"nack t0", "ack t1"}
 
 
+async def test_p7_handler_that_cancels_its_task_and_returns_has_ended_once(server: StubServer, client: Client) -> None:
+    """Its task ends as cancelled behind a handler that has returned: told twice, its key would go on beside itself."""
+    consumer = Consumer(client, "g", concurrency=4)
+    running: list[str] = []
+    beside: list[str] = []
+
+    @consumer.on("t")
+    async def handle(delivery: Delivery) -> None:
+        if delivery.token == "t0":
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            return
+        beside.extend(running)
+        running.append(delivery.token)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        running.remove(delivery.token)
+
+    async with serving(server, consumer), asyncio.timeout(10):
+        await server.connections[0].send(deliver(*(wire(offset) for offset in range(4))))
+        assert await told(server, 4) == [f"ack t{offset}" for offset in range(4)]
+    assert beside == []
+
+
 PROGRAM = """
 import sys
 from halfmsg.txclient import Client, Consumer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import pytest
 
 from halfmsg import Client, Fenced, Message, Outbox, UsageError
 from halfmsg.checkback import Question
+from halfmsg.outbox.relay import Relay
 from halfmsg.txclient import transaction_digest
 
-from .sides import Side, closing, plain, settled, sqlite_side
+from .sides import Side, closing, plain, postgres_side, settled, sqlite_side
 from .test_block import block, on_of, owner
 
 __all__ = ["owner"]
@@ -128,3 +130,182 @@ async def test_block_on_a_connection_that_is_lost_gives_the_drivers_error(side: 
         async with block(side, side.outbox(), conn):
             pass
     assert not isinstance(caught.value, UsageError)
+
+
+async def test_p2_block_that_was_committed_inside_and_handed_over_takes_no_more(side: Side, client: Client) -> None:
+    """The relay has marked its fence as sent: what the body publishes after that would be sent by nobody. It is refused, and undone."""
+    async with closing(side.outbox()) as outbox:
+        relay = await _relay_of(outbox, client)
+        with pytest.raises(UsageError) as caught:
+            async with block(side, outbox, await side.connect()) as tx:
+                await settled(tx.publish("s", "first", key="k"))
+                await _ended(side, tx, "commit")
+                assert (await relay.tick()).submitted == 1
+                await side.begin(tx.conn)
+                await side.business(tx.conn)
+                with suppress(UsageError):
+                    await settled(tx.publish("s", "second", key="k"))
+                await _ended(side, tx, "commit")
+        assert caught.value.code == "transaction_ended"
+        assert side.counts() == (0, 1, 1)
+        assert side.last_number() == 1
+
+
+async def test_p2_block_that_commits_in_pieces_is_handed_over_whole(side: Side, client: Client) -> None:
+    """Its body commits once more between the relay's look and its word: what is handed over is what is there when the fence is closed."""
+    async with closing(side.outbox()) as outbox:
+        relay = await _relay_of(outbox, client)
+        with pytest.raises(UsageError, match="transaction_ended"):
+            async with block(side, outbox, await side.connect()) as tx:
+                await settled(tx.publish("s", "first", key="k"))
+                await _ended(side, tx, "commit")
+                seen = await relay._next_rows()
+                assert [len(row.rows) for row in seen] == [1]
+                await side.begin(tx.conn)
+                await settled(tx.publish("s", "second", key="k"))
+                if side.dialect == "postgresql":
+                    assert await relay._closed(seen) == [], "the body is at work on it; the relay waits for nobody"
+                await _ended(side, tx, "commit")
+        [whole] = await relay._closed(seen)
+        assert [each["data"] for each in whole.messages()] == [b'"first"', b'"second"']
+        assert (await relay.tick()).submitted == 1
+    assert side.read("SELECT count(*) FROM halfmsg_tx WHERE unsent IS NULL") == [(1,)]
+
+
+async def test_p2_damaged_row_of_a_block_that_was_ended_inside_stops_nobody_else(side: Side, client: Client) -> None:
+    """It is set aside by name, like any other that cannot be read; what is behind it goes out, and a check-back answers for the rest."""
+    async with closing(side.outbox()) as outbox:
+        relay = await _relay_of(outbox, client)
+        ids = []
+        for _ in range(2):
+            with suppress(ZeroDivisionError):
+                async with block(side, outbox) as tx:
+                    ids.append((await settled(tx.publish("u", 1))).transaction_id)
+                    await _ended(side, tx, "commit")
+                    raise ZeroDivisionError
+        side.read("UPDATE halfmsg_out SET meta = ? WHERE tx_id = ?", b"\xff", bytes.fromhex(ids[0].replace("-", "")))
+        answers = await outbox.decide([Question(id, 0, None) for id in ids])
+        assert list(answers) == [ids[1]]
+        report = await relay.tick()
+        assert (report.submitted, report.refused) == (1, 1)
+    assert side.read("SELECT refused FROM halfmsg_tx WHERE unsent = 2") == [("unreadable",)]
+
+
+async def _relay_of(outbox: Outbox, client: Client) -> Relay:
+    await outbox._load_source()
+    return Relay(client, "orders", outbox._home, outbox._source or b"")
+
+
+# --- several at once, and those that outlive their block ----------------------------------------------------------------------
+
+
+async def test_p2_publishes_of_a_block_that_are_gathered_are_one_transaction(database: Side, owner: str) -> None:
+    """The first lays the fence, and the others find it: none of them takes it for another's."""
+    async with closing(database.outbox()) as outbox, block(database, outbox, *await on_of(database, owner)) as tx:
+        await database.business(tx.conn)
+        receipts = await asyncio.gather(*(tx.publish("s", n, key="k") for n in range(5)))
+    assert sorted(each.sequence for each in receipts) == [1, 2, 3, 4, 5]
+    assert database.counts() == (1, 5, 1)
+
+
+async def test_p1_publish_by_the_connection_of_a_block_does_not_outlive_it(database: Side, owner: str) -> None:
+    """`outbox.publish(tx.conn, …)` beside a body that raises, in a task that nobody ends: it would commit by itself, without the business row."""
+    async with closing(database.outbox()) as outbox:
+        await outbox._load_source()
+        left: asyncio.Task[Any] | None = None
+        with pytest.raises(ZeroDivisionError):
+            async with block(database, outbox, *await on_of(database, owner)) as tx:
+                await database.business(tx.conn)
+                left = asyncio.ensure_future(outbox.publish(tx.conn, "s", 1, key="k"))
+                await asyncio.sleep(0)
+                raise ZeroDivisionError
+        with pytest.raises(UsageError, match="not_awaited"):
+            await left
+        assert database.counts() == (0, 0, 0)
+        await _writes_go_on(database, outbox)
+
+
+async def test_r8_publish_by_the_connection_of_a_block_that_is_not_awaited_fails_it(database: Side, owner: str) -> None:
+    """As its own publish does; awaited too late it says why, and leaves no transaction open on the connection."""
+    async with closing(database.outbox()) as outbox:
+        late: Any = None
+        with pytest.raises(UsageError, match="not_awaited"):
+            async with block(database, outbox, *await on_of(database, owner)) as tx:
+                await database.business(tx.conn)
+                late = outbox.publish(tx.conn, "s", 1, key="k")
+        with pytest.raises(UsageError, match="not_awaited"):
+            await late
+        assert database.counts() == (0, 0, 0)
+        await _writes_go_on(database, outbox)
+
+
+async def _writes_go_on(side: Side, outbox: Outbox) -> None:
+    async with asyncio.timeout(5), block(side, outbox) as tx:
+        await settled(tx.publish("u", 1))
+    assert side.counts() == (0, 1, 1)
+
+
+@pytest.mark.parametrize("kind", ["sqlite3", "aiosqlite"])
+async def test_r8_error_that_takes_the_whole_transaction_with_it_leaves_nothing_behind_it(folder: Path, owner: str, kind: str) -> None:
+    """SQLite may roll back by itself (a full disk, a trigger): what the body writes after a swallowed one must not commit by itself."""
+    side = sqlite_side(folder, kind)
+    side.read("CREATE TRIGGER full BEFORE INSERT ON halfmsg_out BEGIN SELECT RAISE(ROLLBACK, 'no room'); END")
+    async with closing(side.outbox()) as outbox:
+        with pytest.raises(sqlite3.IntegrityError, match="no room"):
+            async with block(side, outbox, *await on_of(side, owner)) as tx:
+                await side.business(tx.conn, "before")
+                with suppress(sqlite3.IntegrityError):
+                    await settled(tx.publish("u", 1))
+                await side.business(tx.conn, "after")
+        assert side.counts() == (0, 0, 0)
+    await side.close()
+
+
+async def test_one_block_object_is_one_block_at_a_time(side: Side) -> None:
+    """Entered again inside itself it is refused, and the outer one is whole; after its end it may be used anew."""
+    async with closing(side.outbox()) as outbox:
+        again = outbox.transaction()
+
+        async def once() -> None:
+            if side.is_async:
+                async with again as tx:
+                    await inside(tx)
+            else:
+                with again as tx:
+                    await inside(tx)
+
+        async def inside(tx: Any) -> None:
+            await settled(tx.publish("u", 1))
+            with pytest.raises(UsageError, match="already_open"):
+                await settled(again.__aenter__() if side.is_async else again.__enter__())
+
+        await once()
+        await once()
+    assert side.counts() == (0, 2, 2)
+
+
+@pytest.mark.parametrize("kind", ["psycopg", "psycopg async"])
+async def test_block_takes_the_isolation_level_that_its_body_sets(server: str, kind: str) -> None:
+    """SET TRANSACTION must be the first statement, and the server refuses it inside a savepoint."""
+    side = postgres_side(server, kind)
+    async with closing(side.outbox()) as outbox:
+        async with block(side, outbox) as tx:
+            await side.execute(tx.conn, "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE")
+            cursor = await settled(tx.conn.execute("SHOW transaction_isolation"))
+            assert await settled(cursor.fetchone()) == ("serializable",)
+            await settled(tx.publish("u", 1))
+        assert side.counts() == (0, 1, 1)
+    await side.close()
+
+
+async def test_which_database_it_is_is_not_waited_for_behind_the_callers_own_lock(server: str) -> None:
+    """A migration in the same transaction has our tables locked: an Outbox that is not open asks beside it, and gives up in time."""
+    side = postgres_side(server, "psycopg")
+    conn = await side.connect()
+    conn.execute("LOCK TABLE halfmsg_meta IN ACCESS EXCLUSIVE MODE")
+    began = asyncio.get_running_loop().time()
+    await asyncio.to_thread(side.outbox().publish, conn, "u", 1)
+    assert asyncio.get_running_loop().time() - began < 8
+    conn.commit()
+    assert side.counts() == (0, 1, 1)
+    await side.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from halfmsg.txclient._internal import NotBegun
 from tests.support.serving import eventually
 
 from .deliveries import effect, handler_of, inbox_of, last, ordered, side_insert, unordered
-from .sides import Side, sqlite_side
+from .sides import Side, postgres_side, sqlite_side
 
 
 async def test_p6_run_is_one_commit(side: Side) -> None:
@@ -168,6 +169,32 @@ async def test_p2_handler_that_commits_and_then_fails_is_a_dead_letter(side: Sid
             await inbox.run(ordered(2, missed=[1]), effect(side))
         with pytest.raises(Reject, match=r"handler_ended_transaction.*ZeroDivisionError"):
             await inbox.run(delivery, handler_of(side, work))
+
+
+@pytest.mark.parametrize("kind", ["psycopg", "psycopg async"])
+async def test_p2_handler_that_commits_begins_anew_and_swallows_an_error_is_a_dead_letter(server: str, kind: str) -> None:
+    """The server undoes its second half. The claim went with the first, so a second delivery would be a repeat, acked."""
+    side = postgres_side(server, kind)
+
+    def plain(delivery: Delivery, conn: Any) -> None:
+        side_insert(side, conn, delivery.id)
+        conn.commit()
+        conn.execute("BEGIN")
+        with contextlib.suppress(psycopg.Error):
+            conn.execute("SELECT 1/0")
+
+    async def colourful(delivery: Delivery, conn: Any) -> None:
+        await side_insert(side, conn, delivery.id)
+        await conn.commit()
+        await conn.execute("BEGIN")
+        with contextlib.suppress(psycopg.Error):
+            await conn.execute("SELECT 1/0")
+
+    async with inbox_of(side) as inbox:
+        with pytest.raises(Reject, match="handler_ended_transaction"):
+            await inbox.run(unordered(), colourful if side.is_async else plain)
+    assert side.count("business") == 1
+    await side.close()
 
 
 @pytest.mark.parametrize("kind", ["sqlite3", "aiosqlite"])
