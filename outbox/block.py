@@ -17,7 +17,7 @@ from halfmsg.txclient import Message, MessageOptions, UsageError
 
 from . import fence
 from .adapters import adapter_of
-from .effects import Abort, AsyncAdapter, Begin, Commit, Effect, Mark, Steps, SyncAdapter, Unmark, run_async, run_sync
+from .effects import Abort, AsyncAdapter, Begin, Commit, Effect, Mark, Sql, Steps, SyncAdapter, Unmark, run_async, run_sync
 from .errors import TransactionEnded
 from .fence import Attempt
 
@@ -50,24 +50,24 @@ class _Tx(Generic[C]):
 
     def fail(self, error: BaseException) -> None:
         """What was raised inside it and may be swallowed: the block ends with it (R8)."""
+        if isinstance(error, asyncio.CancelledError):  # of that publish; it must not look like a cancellation of whoever ends the block
+            error = UsageError("not_awaited", "a publish of this block was cancelled; the transaction is rolled back")
         self._failed = self._failed or error
 
     def failing(self, steps: Steps[T]) -> Steps[T]:
-        """Steps of a fence or a publish on the block's own connection, by another way than its `publish`. Their error ends its transaction."""
+        """Steps of a publish or a fence on the block's connection. Their error fails the block, and is not ended here: what the body writes
+        after it must fall with the block, not commit by itself. So too where the transaction has gone with it (SQLite, a full disk).
+        """
         try:
             return (yield from self._while_open(steps))
         except BaseException as error:
             self.fail(error)
-            if not self._ended:
+            if isinstance(error, TransactionEnded) and not self._ended:  # a body that ends transactions by itself would commit this one too
                 yield Abort()
-            yield from self._shut_in()
+            if self._outbox._home.dialect == "sqlite" and not self._ended:
+                with contextlib.suppress(Exception):
+                    yield Sql("BEGIN")  # no IMMEDIATE: it must not wait, and not fail, for another's lock
             raise
-
-    def _shut_in(self) -> Steps[None]:
-        """What the body writes after an error must not commit by itself, where SQLite's transaction has gone with it (a full disk, a conflict)."""
-        if self._outbox._home.dialect == "sqlite" and not self._ended:
-            with contextlib.suppress(Exception):
-                yield Begin()
 
     def _add(self, messages: list[Message]) -> Steps[list[Receipt]]:
         from .outbox import check_size, receipts_of
@@ -78,15 +78,8 @@ class _Tx(Generic[C]):
             raise UsageError("too_large", "more than 1,000 messages in one block; use another transaction")
         self._size = check_size(messages, self._size)
         first, self._count = self._count, self._count + len(messages)
-        try:
-            adding = fence.add(self._outbox._home.tables, self._attempt, messages, first, self._source)
-            meta, drawn = yield from self._while_open(adding)
-        except BaseException as error:  # not ended here: what the caller writes after it must fall with the block, not commit by itself
-            self.fail(error)
-            if isinstance(error, TransactionEnded):  # a body that ends transactions by itself would commit this one too
-                yield Abort()
-            yield from self._shut_in()
-            raise
+        adding = fence.add(self._outbox._home.tables, self._attempt, messages, first, self._source)
+        meta, drawn = yield from self.failing(adding)
         self._source = meta.source
         return receipts_of(self._attempt.id, drawn)
 
@@ -123,8 +116,12 @@ class SyncTx(_Tx[C]):
         return self.publish_many([Message(topic, body, **options)])[0]
 
     def publish_many(self, messages: Iterable[Message]) -> Sequence[Receipt]:
+        checked = self._outbox._checked(messages)  # not in line: what gives them may publish too
+        return self.run(self._add(checked), adapter_of(self.conn))  # type: ignore[arg-type]
+
+    def run(self, steps: Steps[T], adapter: SyncAdapter) -> T:
         with self._line:
-            return run_sync(self._add(self._outbox._checked(messages)), adapter_of(self.conn))  # type: ignore[arg-type]
+            return run_sync(steps, adapter)
 
 
 class AsyncTx(_Tx[C]):
@@ -150,8 +147,11 @@ class AsyncTx(_Tx[C]):
         return (await self._run(messages))[0]
 
     async def _run(self, messages: list[Message]) -> Sequence[Receipt]:
+        return await self.run(self._add(messages), adapter_of(self.conn))  # type: ignore[arg-type]
+
+    async def run(self, steps: Steps[T], adapter: AsyncAdapter) -> T:
         async with self._line:
-            return await run_async(self._add(messages), adapter_of(self.conn))  # type: ignore[arg-type]
+            return await run_async(steps, adapter)
 
     def awaited(self, publish: Callable[[], Coroutine[Any, Any, T]]) -> Coroutine[Any, Any, T]:
         """It counts from its call on: one that is not awaited to its end has not written all of its rows."""
@@ -161,6 +161,9 @@ class AsyncTx(_Tx[C]):
     async def _counted(self, publish: Callable[[], Coroutine[Any, Any, T]]) -> T:
         try:
             return await publish()
+        except asyncio.CancelledError as error:  # in line too, before a statement of it has run
+            self.fail(error)
+            raise
         finally:
             self._pending -= 1
 

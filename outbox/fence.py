@@ -128,12 +128,15 @@ def write_out(tables: Tables, attempt: Attempt, drawn: Iterable[Drawn]) -> Steps
         yield tables.sql("out_put", attempt.id, each.index, message.topic, key, each.sequence, kept, body)
 
 
-def lay(tables: Tables, attempt: Attempt, meta: Meta, digest: bytes | None) -> Steps[None]:
-    """The fence row. Raises Fenced (a tombstone is there, or the mark is too old) or AlreadyCommitted (our own row is)."""
+def lay(tables: Tables, attempt: Attempt, meta: Meta, digest: bytes | None, *, in_block: bool) -> Steps[None]:
+    """The fence row. Raises Fenced (a tombstone is there, or the mark is too old) or AlreadyCommitted (our own row is).
+
+    In a block the transaction stays open then: its end is the block's, and what goes beside this must not find none, and commit by itself.
+    """
     mark = meta.purged_before if attempt.mark is None else attempt.mark
     unsent = None if attempt.stored else QUEUED
     try:
-        rows: Rows = yield tables.sql("fence", attempt.id, digest, mark, unsent, mark)
+        rows: Rows = yield tables.sql("fence_in_block" if in_block else "fence", attempt.id, digest, mark, unsent, mark)
     except Exception as error:
         if type(error).__name__ != "IntegrityError":
             raise
@@ -149,11 +152,13 @@ def _why(tables: Tables, attempt: Attempt) -> Steps[Exception]:
     return Fenced() if rows else Fenced("the attempt is older than what this database still answers for; run it anew")
 
 
-def publish(tables: Tables, attempt: Attempt, messages: Sequence[Message], source: bytes | None) -> Steps[list[Drawn]]:
+def publish(
+    tables: Tables, attempt: Attempt, messages: Sequence[Message], source: bytes | None, *, in_block: bool = False
+) -> Steps[list[Drawn]]:
     """Everything of one halfmsg transaction at once: fence, numbers, rows. One row, one fate (R16)."""
     meta = yield from enter(tables, source)
     # First, since the id decides whether this is a repeat; and from here on its lock says `running` to a check-back.
-    yield from lay(tables, attempt, meta, transaction_digest([message.digest() for message in messages]))
+    yield from lay(tables, attempt, meta, transaction_digest([message.digest() for message in messages]), in_block=in_block)
     drawn = yield from draw(tables, messages)
     yield from write_out(tables, attempt, drawn)
     return drawn
@@ -168,7 +173,7 @@ def add(tables: Tables, attempt: Attempt, messages: Sequence[Message], first_ind
     held: Rows = yield tables.sql("hold", attempt.id)  # none: this is the first, or a savepoint took the first ones with it
     if not held:
         try:
-            yield from lay(tables, attempt, meta, None)
+            yield from lay(tables, attempt, meta, None, in_block=True)
         except AlreadyCommitted as error:
             raise TransactionEnded() from error
     drawn = yield from draw(tables, messages, first_index)
@@ -187,7 +192,7 @@ def close(tables: Tables, attempt: Attempt, source: bytes | None) -> Steps[None]
         digest = _digest_of(row[2] for row in rows)
         laid: Rows = yield tables.sql("close_fence", digest, attempt.id)
         if not laid:
-            yield from lay(tables, attempt, meta, digest)
+            yield from lay(tables, attempt, meta, digest, in_block=True)
 
 
 def _digest_of(kept: Iterable[bytes]) -> bytes:

@@ -52,12 +52,11 @@ class Half:
         """Bind its fate to the transaction that is open on `on`. Raises as publish does; AlreadyCommitted where this id stands committed."""
         if self._fenced:
             raise UsageError("bad_request", "this half message is fenced already; one transaction each")
-        names = self._outbox._home.tables
-        steps = self._steps(fence.publish(names, self._attempt, self._messages, self._outbox._source))
-        return self._outbox.run_on(on, steps, self._receipts)
+        return self._outbox.run_on(on, self._steps, self._receipts)
 
-    def _steps(self, steps: Steps[list[Drawn]]) -> Steps[list[Drawn]]:
-        drawn = yield from steps
+    def _steps(self, in_block: bool) -> Steps[list[Drawn]]:
+        names, source = self._outbox._home.tables, self._outbox._source
+        drawn = yield from fence.publish(names, self._attempt, self._messages, source, in_block=in_block)
         self._fenced = True
         return drawn
 

@@ -386,8 +386,11 @@ def in_time_sync(adapter: SyncAdapter, limit_s: float) -> Iterator[None]:
 
 
 def _looking(tables: Tables) -> Steps[fence.Meta]:
-    if tables.dialect == "postgresql":
-        yield Sql(f"SET statement_timeout = {1_000 * LOOK_S}")
+    return (yield from (fence.read_meta(tables) if tables.dialect == "sqlite" else own_transaction(_in_time(tables))))
+
+
+def _in_time(tables: Tables) -> Steps[fence.Meta]:
+    yield Sql(f"SET LOCAL statement_timeout = {1_000 * LOOK_S}")  # LOCAL: behind a pooler the session is others' too
     return (yield from fence.read_meta(tables))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import threading
@@ -131,7 +132,10 @@ class Outbox:
 
     def _write(self, on: Any, messages: list[Message], pick: Callable[[list[Receipt]], Any]) -> Any:
         attempt = Attempt(self._id(None), self._mark(), stored=False)
-        steps = fence.publish(self._home.tables, attempt, messages, self._source)
+
+        def steps(in_block: bool) -> Steps[list[Drawn]]:
+            return fence.publish(self._home.tables, attempt, messages, self._source, in_block=in_block)
+
         return self.run_on(on, steps, lambda drawn: self._receipts(attempt, drawn, pick))
 
     def _receipts(self, attempt: Attempt, drawn: list[Drawn], pick: Callable[[list[Receipt]], Any]) -> Any:
@@ -139,33 +143,33 @@ class Outbox:
             self._relay.expect()
         return pick(receipts_of(attempt.id, drawn))
 
-    def run_on(self, on: Any, steps: Steps[T], then: Callable[[T], Any]) -> Any:
-        """Run on the user's connection, in its colour; an error ends its transaction (R8)."""
+    def run_on(self, on: Any, steps: Callable[[bool], Steps[T]], then: Callable[[T], Any]) -> Any:
+        """Run on the user's connection, in its colour. An error ends its transaction (R8), or fails the block that is open on it: `steps(True)`."""
         from .block import open_block
 
         adapter = adapter_of(on)
         if adapter.dialect != self._home.dialect:
-            steps.close()
             raise UsageError("other_database", f"the connection is {adapter.dialect}, the Outbox's database is {self._home.dialect}")
         block = open_block(adapter.conn)
         if adapter.is_async:
-            if block is None:
-                return self._run_async(None, steps, adapter, then)
-            return block.awaited(lambda: self._run_async(block, steps, adapter, then))
-        before = self._source
+            running = functools.partial(self._run_async, block, steps, adapter, then)
+            return running() if block is None else block.awaited(running)
+        known = self._source is not None
         self.learn_source()
-        return then(run_sync(self._guarded(block, before, steps), adapter))
+        guarded = self._guarded(block, known, steps)
+        return then(run_sync(guarded, adapter) if block is None else block.run(guarded, adapter))
 
-    async def _run_async(self, block: Any, steps: Steps[T], adapter: Any, then: Callable[[T], Any]) -> Any:
-        before = self._source
+    async def _run_async(self, block: Any, steps: Callable[[bool], Steps[T]], adapter: AsyncAdapter, then: Callable[[T], Any]) -> Any:
+        known = self._source is not None
         await self.learn_source_aside()
-        return then(await run_async(self._guarded(block, before, steps), adapter))
+        guarded = self._guarded(block, known, steps)
+        return then(await (run_async(guarded, adapter) if block is None else block.run(guarded, adapter)))
 
-    def _guarded(self, block: Any, before: bytes | None, steps: Steps[T]) -> Steps[T]:
-        """Steps that were made when this database's id was not known yet (`before`) look for it first."""
-        if before is None and self._source is not None:
-            steps = _ours_first(self._home.tables, self._source, steps)
-        return ending(steps) if block is None else block.failing(steps)
+    def _guarded(self, block: Any, known: bool, steps: Callable[[bool], Steps[T]]) -> Steps[T]:
+        made = steps(block is not None)
+        if not known and self._source is not None:
+            made = _ours_first(self._home.tables, self._source, made)
+        return ending(made) if block is None else block.failing(made)
 
     # --- which database ------------------------------------------------------------------------------------------------------
 

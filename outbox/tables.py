@@ -77,19 +77,25 @@ _SQL: Final = {
     "missed_put": "INSERT INTO {p}missed (grp, generation, source, topic, okey, seq) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
     "missed_take": "DELETE FROM {p}missed WHERE grp = ? AND generation = ? AND source = ? AND topic = ? AND okey = ? AND seq = ? RETURNING 1",
 }
+_FENCE_PG: Final = (
+    "INSERT INTO {p}tx (id, verdict, digest, mark, unsent, refused) SELECT CAST(? AS bytea), 1, CAST(? AS bytea), CAST(? AS bigint),"
+    " CAST(? AS smallint), NULL WHERE CAST(? AS bigint) >= (SELECT n FROM {p}meta WHERE k = 'purged_before')"
+    " ON CONFLICT (id) DO NOTHING RETURNING 1"
+)
 _BY_DIALECT: Final[dict[Dialect, dict[str, str]]] = {
     "sqlite": {
         # A conflict takes the whole transaction with it in one step: nothing can be swallowed between error and rollback (R8).
         "fence": "INSERT OR ROLLBACK INTO {p}tx (id, verdict, digest, mark, unsent, refused) SELECT ?, 1, ?, ?, ?, NULL"
         " WHERE ? >= (SELECT n FROM {p}meta WHERE k = 'purged_before') RETURNING 1",
+        "fence_in_block": "INSERT INTO {p}tx (id, verdict, digest, mark, unsent, refused) SELECT ?, 1, ?, ?, ?, NULL"
+        " WHERE ? >= (SELECT n FROM {p}meta WHERE k = 'purged_before') ON CONFLICT (id) DO NOTHING RETURNING 1",
         "key_last": "SELECT last FROM {p}key WHERE grp = ? AND generation = ? AND source = ? AND topic = ? AND okey = ?",
         "exists": "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE ?",
         "lock_wait": "PRAGMA busy_timeout = 50",
     },
     "postgresql": {
-        "fence": "INSERT INTO {p}tx (id, verdict, digest, mark, unsent, refused) SELECT CAST(? AS bytea), 1, CAST(? AS bytea), CAST(? AS bigint),"
-        " CAST(? AS smallint), NULL WHERE CAST(? AS bigint) >= (SELECT n FROM {p}meta WHERE k = 'purged_before')"
-        " ON CONFLICT (id) DO NOTHING RETURNING 1",
+        "fence": _FENCE_PG,
+        "fence_in_block": _FENCE_PG,
         "hold": "SELECT 1 FROM {p}tx WHERE id = ? AND verdict = 1 AND digest IS NULL FOR UPDATE",
         "key_last": "SELECT last FROM {p}key WHERE grp = ? AND generation = ? AND source = ? AND topic = ? AND okey = ? FOR UPDATE",
         "exists": "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema() AND table_name LIKE ?",

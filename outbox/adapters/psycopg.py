@@ -37,7 +37,7 @@ SWALLOWED = "an error in this transaction was swallowed, so the server would ans
 
 MARK: Final = "SET LOCAL halfmsg.block = 'open'"
 """Gone with its transaction, whoever ends that. No savepoint: in one the server refuses SET TRANSACTION, and a snapshot that is shared."""
-MARKED: Final = "SELECT current_setting('halfmsg.block', true)"
+MARKED: Final = "SELECT 1 WHERE current_setting('halfmsg.block', true) = 'open'"
 
 
 def refuse_aborted(conn: Any) -> None:
@@ -135,7 +135,7 @@ class PsycopgAdapter:
     def _unmark(self) -> None:
         self._sync()
         refuse_aborted(self.conn)
-        if self._run(MARKED, ()) != [("open",)]:
+        if not self._run(MARKED, ()):
             raise TransactionEnded()
 
     def _sync(self) -> None:
@@ -196,7 +196,7 @@ class AsyncPsycopgAdapter:
     async def _unmark(self) -> None:
         await self._sync()
         refuse_aborted(self.conn)
-        if await self._run(MARKED, ()) != [("open",)]:
+        if not await self._run(MARKED, ()):
             raise TransactionEnded()
 
     async def _sync(self) -> None:
