@@ -261,6 +261,47 @@ async def test_r8_error_that_takes_the_whole_transaction_with_it_leaves_nothing_
     await side.close()
 
 
+async def test_p2_publish_beside_a_fence_that_is_too_late_falls_with_the_block(database: Side, owner: str) -> None:
+    """Gathered, on the block's connection: nothing of either runs where no transaction is, whichever comes first."""
+    for fence_first in (True, False):
+        async with closing(database.outbox()) as outbox:
+            half = outbox.prepared(Message("u", 1))
+            await outbox.decide([Question(half.id, 0, None)])
+            tombstones = database.count("halfmsg_tx")
+            with pytest.raises(Fenced):
+                async with block(database, outbox, *await on_of(database, owner)) as tx:
+                    await database.business(tx.conn)
+                    calls = [half.fence(tx.conn), tx.publish("s", 1, key="k")]
+                    await asyncio.gather(*(calls if fence_first else calls[::-1]), return_exceptions=True)
+                    await database.business(tx.conn, "after")
+            assert (database.counts(), database.last_number()) == ((0, 0, tombstones), 0)
+
+
+async def test_r8_publish_that_is_cancelled_in_line_fails_its_block(database: Side, owner: str) -> None:
+    """A time-out of its caller, swallowed: that it had not come to its first statement makes no difference."""
+    async with closing(database.outbox()) as outbox:
+        with pytest.raises(UsageError, match="not_awaited: a publish of this block was cancelled"):
+            async with block(database, outbox, *await on_of(database, owner)) as tx:
+                first = asyncio.ensure_future(tx.publish_many([plain("k", n) for n in range(50)]))
+                second = asyncio.ensure_future(tx.publish("s", "second", key="k"))
+                await asyncio.sleep(0)
+                second.cancel()
+                with suppress(asyncio.CancelledError):
+                    await second
+                await first
+        assert database.counts() == (0, 0, 0)
+
+
+async def test_publish_inside_what_gives_the_messages_of_another_one_does_not_wait_for_itself(side: Side) -> None:
+    async with closing(side.outbox()) as outbox:
+        async with block(side, outbox) as tx:
+            if side.is_async:
+                await asyncio.gather(*(tx.publish("u", n) for n in range(2)), tx.publish_many(Message("u", n) for n in range(2)))
+            else:
+                tx.publish_many(Message("u", tx.publish("u", n).topic) for n in range(2))
+        assert side.counts() == (0, 4, 1)
+
+
 async def test_one_block_object_is_one_block_at_a_time(side: Side) -> None:
     """Entered again inside itself it is refused, and the outer one is whole; after its end it may be used anew."""
     async with closing(side.outbox()) as outbox:
