@@ -126,8 +126,8 @@ def test_p6_lane_whose_lease_has_ended_is_taken_once(world: World) -> None:
     assert len({(each.lane, each.row.off) for each in hand}) == len(hand) == 2
 
 
-def test_p2_key_that_is_stuck_stops_no_other_key_of_its_lane(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A handler that rejects all of a key: past its 1,000 missed numbers the key stops, and what follows of it waits. The lane goes on."""
+def _stuck(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key past its limits, in the one lane."""
     monkeypatch.setattr(fetching, "LANE_RETRIES_MAX", 20)
     monkeypatch.setattr(fetching, "MISSED_MAX", 10)
     world.topic("seq", Kind.SEQUENCE, lanes=1)
@@ -136,6 +136,11 @@ def test_p2_key_that_is_stuck_stops_no_other_key_of_its_lane(world: World, monke
         world.sequence(number, "sick")
     while hand := world.fetch(member="m", count=1):
         world.reject(*hand)
+
+
+def test_p2_key_that_is_stuck_stops_no_other_key_of_its_lane(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler that rejects all of a key: past its 1,000 missed numbers the key stops, and what follows of it waits. The lane goes on."""
+    _stuck(world, monkeypatch)
     for number in range(1, 4):
         world.sequence(number, "well")
     assert sequences(world.fetch(member="m")) == [1, 2, 3]
@@ -157,14 +162,7 @@ def test_p9_what_is_stuck_has_a_limit_too(world: World, monkeypatch: pytest.Monk
 
 def test_p9_what_fills_a_lane_is_counted_once_a_second(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the writer's thread, up to 100,000 rows: each fetch would have held up all that is written."""
-    monkeypatch.setattr(fetching, "LANE_RETRIES_MAX", 20)
-    monkeypatch.setattr(fetching, "MISSED_MAX", 10)
-    world.topic("seq", Kind.SEQUENCE, lanes=1)
-    world.group("g", "seq")
-    for number in range(1, 60):
-        world.sequence(number, "sick")
-    while hand := world.fetch(member="m", count=1):
-        world.reject(*hand)
+    _stuck(world, monkeypatch)
     counted: list[int] = []
     monkeypatch.setattr(fetching._Handout, "_is_lane_full", lambda _, lane: bool(counted.append(lane)))
     world.later(2)
