@@ -132,16 +132,12 @@ class AsyncTx(_Tx[C]):
         self._line = asyncio.Lock()
 
     def publish(self, topic: str, body: object, **options: Unpack[MessageOptions]) -> Any:
-        return self._one(self._outbox._checked([Message(topic, body, **options)]))
+        checked = self._outbox._checked([Message(topic, body, **options)])
+        return self.awaited(lambda: self._first(checked))
 
     def publish_many(self, messages: Iterable[Message]) -> Any:
-        return self._many(self._outbox._checked(messages))
-
-    def _many(self, messages: list[Message]) -> Any:
-        return self.awaited(lambda: self._run(messages))
-
-    def _one(self, messages: list[Message]) -> Any:
-        return self.awaited(lambda: self._first(messages))
+        checked = self._outbox._checked(messages)
+        return self.awaited(lambda: self._run(checked))
 
     async def _first(self, messages: list[Message]) -> Receipt:
         return (await self._run(messages))[0]

@@ -77,6 +77,10 @@ _SQL: Final = {
     "missed_put": "INSERT INTO {p}missed (grp, generation, source, topic, okey, seq) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
     "missed_take": "DELETE FROM {p}missed WHERE grp = ? AND generation = ? AND source = ? AND topic = ? AND okey = ? AND seq = ? RETURNING 1",
 }
+_FENCE: Final = (
+    "INTO {p}tx (id, verdict, digest, mark, unsent, refused) SELECT ?, 1, ?, ?, ?, NULL"
+    " WHERE ? >= (SELECT n FROM {p}meta WHERE k = 'purged_before')"
+)
 _FENCE_PG: Final = (
     "INSERT INTO {p}tx (id, verdict, digest, mark, unsent, refused) SELECT CAST(? AS bytea), 1, CAST(? AS bytea), CAST(? AS bigint),"
     " CAST(? AS smallint), NULL WHERE CAST(? AS bigint) >= (SELECT n FROM {p}meta WHERE k = 'purged_before')"
@@ -85,10 +89,8 @@ _FENCE_PG: Final = (
 _BY_DIALECT: Final[dict[Dialect, dict[str, str]]] = {
     "sqlite": {
         # A conflict takes the whole transaction with it in one step: nothing can be swallowed between error and rollback (R8).
-        "fence": "INSERT OR ROLLBACK INTO {p}tx (id, verdict, digest, mark, unsent, refused) SELECT ?, 1, ?, ?, ?, NULL"
-        " WHERE ? >= (SELECT n FROM {p}meta WHERE k = 'purged_before') RETURNING 1",
-        "fence_in_block": "INSERT INTO {p}tx (id, verdict, digest, mark, unsent, refused) SELECT ?, 1, ?, ?, ?, NULL"
-        " WHERE ? >= (SELECT n FROM {p}meta WHERE k = 'purged_before') ON CONFLICT (id) DO NOTHING RETURNING 1",
+        "fence": f"INSERT OR ROLLBACK {_FENCE} RETURNING 1",
+        "fence_in_block": f"INSERT {_FENCE} ON CONFLICT (id) DO NOTHING RETURNING 1",
         "key_last": "SELECT last FROM {p}key WHERE grp = ? AND generation = ? AND source = ? AND topic = ? AND okey = ?",
         "exists": "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE ?",
         "lock_wait": "PRAGMA busy_timeout = 50",

@@ -64,6 +64,12 @@ async def test_p2_whatever_a_handler_raises_is_a_failure_of_its_delivery(
     assert raised.__name__ in nack["reason"] and "counts" not in nack
 
 
+def cancel_own_task() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+
+
 async def test_p2_handler_that_cancels_its_own_task_has_failed(server: StubServer, client: Client) -> None:
     """Nobody else meant to end it, so its place and its lease must not be kept."""
     consumer = Consumer(client, "g", concurrency=1)
@@ -71,9 +77,7 @@ async def test_p2_handler_that_cancels_its_own_task_has_failed(server: StubServe
     @consumer.on("t")
     async def handle(delivery: Delivery) -> None:
         if delivery.token == "t0":
-            task = asyncio.current_task()
-            assert task is not None
-            task.cancel()
+            cancel_own_task()
             await asyncio.Event().wait()
 
     async with serving(server, consumer), asyncio.timeout(10):
@@ -90,9 +94,7 @@ async def test_p7_handler_that_cancels_its_task_and_returns_has_ended_once(serve
     @consumer.on("t")
     async def handle(delivery: Delivery) -> None:
         if delivery.token == "t0":
-            task = asyncio.current_task()
-            assert task is not None
-            task.cancel()
+            cancel_own_task()
             return
         beside.extend(running)
         running.append(delivery.token)

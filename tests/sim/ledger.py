@@ -158,9 +158,9 @@ class Ledger:
         spot, _ = spot_of(token)
         self._lanes.get(spot[:2], {}).pop(spot, None)
 
-    def _may_be_gone(self, token: str) -> None:
-        """Refused: an earlier word of it was taken, and nobody has heard the answer (a crash behind the commit), or its lease has ended."""
-        held = self._lanes.get(spot_of(token)[0][:2], {}).get(spot_of(token)[0])
+    def _may_be_gone(self, spot: Spot, token: str) -> None:
+        """Lost: an earlier word of it was taken, and nobody has heard the answer (a crash behind the commit), or its lease has ended."""
+        held = self._lanes.get(spot[:2], {}).get(spot)
         if held is not None and held.token == token:
             held.doubtful = True
 
@@ -178,7 +178,8 @@ class Ledger:
             if answer.error is not None:
                 self.marks[f"settle_{answer.error[0]}"] += 1
                 self.refused.add(spot)
-                self._may_be_gone(item.token)
+                if answer.error[0] == "lease_lost":
+                    self._may_be_gone(spot, item.token)
                 continue
             if self._handed.get(spot) != hand:
                 self.wrong.append(f"stale token taken: {item.what} of {spot} with {hand}, handed out last as {self._handed.get(spot)}")

@@ -173,16 +173,16 @@ def test_ledger_does_not_forget_the_lease_of_what_may_have_come_back() -> None:
     assert ledger.wrong == []
 
 
-def test_ledger_knows_that_a_refused_token_may_be_in_nobodys_hand() -> None:
-    """Its last nack was taken by a coordinator that died before anybody heard of it (seed 21142). Another of the lane is as sure as ever."""
-    for others, wrong in (((), 0), (("1.0.2.2.6",), 1)):
-        ledger = Ledger(8)
-        hand_out(ledger, "a", 0, "1.0.1.1.5", *others)
-        command, results = settle("1.0.1.1.5", "nack")
-        results[0].error = ("lease_lost", "gone")
-        ledger.durable("settle", command, results)
-        hand_out(ledger, "b", 50, "1.0.3.3.7")
-        assert len(ledger.wrong) == wrong
+@pytest.mark.parametrize(("refusal", "others", "wrong"), [("lease_lost", (), 0), ("lease_lost", ("1.0.2.2.6",), 1), ("out_of_order", (), 1)])
+def test_ledger_knows_that_a_lost_token_may_be_in_nobodys_hand(refusal: str, others: tuple[str, ...], wrong: int) -> None:
+    """Its last nack was taken by a coordinator that died before anybody heard of it (seed 21142). Another of the lane is as sure as ever, and
+    so is one that was refused for another reason.
+    """
+    ledger = Ledger(8)
+    hand_out(ledger, "a", 0, "1.0.1.1.5", *others)
+    ledger.durable("settle", *settle("1.0.1.1.5", "nack", (refusal, "no")))
+    hand_out(ledger, "b", 50, "1.0.3.3.7")
+    assert len(ledger.wrong) == wrong
 
 
 def test_ledger_counts_a_longer_lease_for_its_whole_run() -> None:
