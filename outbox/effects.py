@@ -5,7 +5,7 @@ No await, no driver, no clock in a generator, so it is tested by feeding it list
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Any, Literal, Protocol, TypeVar
 
 from msgspec import Struct
@@ -71,7 +71,9 @@ class AsyncAdapter(Protocol):
 
     @property
     def dialect(self) -> Dialect: ...
-    async def do(self, effect: Effect) -> Any: ...
+    async def run(self, steps: Steps[T]) -> T:
+        """Run to the end, as `run_sync` does, and as near to one piece as the driver can."""
+
     async def close(self) -> None: ...
 
 
@@ -93,18 +95,24 @@ def run_sync(steps: Steps[T], adapter: SyncAdapter) -> T:
         return end.value  # type: ignore[no-any-return]
 
 
-async def run_async(steps: Steps[T], adapter: AsyncAdapter) -> T:
+async def one_by_one(steps: Steps[T], do: Callable[[Effect], Awaitable[Any]]) -> T:
+    """For a driver that awaits each statement: what else runs on the connection may come between them."""
     try:
         effect = next(steps)
         while True:
             try:
-                result = await adapter.do(effect)
+                result = await do(effect)
             except BaseException as error:
                 effect = steps.throw(error)
             else:
                 effect = steps.send(result)
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
+
+
+def one(effect: Effect) -> Steps[Any]:
+    """An effect as steps."""
+    return (yield effect)
 
 
 def ending(steps: Steps[T]) -> Steps[T]:

@@ -153,7 +153,7 @@ class Half:
         outbox = self._outbox
         steps = answering.lay(outbox._home.tables, self._attempt.id, self._attempt.mark or 0, outbox._source)
         async with outbox._home.impatient() as adapter:
-            return await outbox._home.run_with(adapter, own_transaction(steps))
+            return await adapter.run(own_transaction(steps))
 
     def __enter__(self) -> Self:
         return in_portal(self.__aenter__())

@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 from halfmsg.txclient import UsageError
 
 from . import fence
-from .effects import Abort, Adapter, AsyncAdapter, Begin, Commit, Dialect, Reset, Rows, Sql, Steps, SyncAdapter, ending, run_async, run_sync
+from .effects import Abort, Adapter, AsyncAdapter, Begin, Commit, Dialect, Reset, Rows, Sql, Steps, SyncAdapter, ending, one, run_sync
 from .places import Places
-from .tables import Tables
+from .tables import Meta, Tables
 
 log = logging.getLogger("halfmsg.outbox")
 T = TypeVar("T")
@@ -104,7 +104,7 @@ class Home:
         """A connection that on SQLite waits 50 ms for a lock, and is closed afterwards, as it stays so. Raises TimeoutError, as `run` does."""
         async with self._taken(IMPATIENT_MAX_S if limit_s is None else limit_s, once=self.dialect == "sqlite") as adapter:
             if adapter.dialect == "sqlite":
-                await self.run_with(adapter, one(self.tables.sql("lock_wait")))
+                await adapter.run(one(self.tables.sql("lock_wait")))
             yield adapter
 
     async def give(self, adapter: AsyncAdapter, *, broken: bool = False, lent: bool = False) -> None:
@@ -133,16 +133,7 @@ class Home:
         Raises TimeoutError where PostgreSQL falls silent (`limit_s`, else ANSWER_MAX_S); the connection is closed, the next is a new one.
         """
         async with self._taken(ANSWER_MAX_S if limit_s is None else limit_s) as adapter:
-            return await self.run_with(adapter, own_transaction(steps) if transaction else steps)
-
-    async def run_with(self, adapter: AsyncAdapter, steps: Steps[T]) -> T:
-        """Steps on one that was taken. On SQLite in one go: a lock that waited for the loop would keep a sync block in the loop's thread, and
-        so the loop itself, from ever coming to it."""
-        if adapter.dialect == "sqlite":
-            from .adapters.aiosqlite import run_whole
-
-            return await run_whole(adapter.conn, steps)
-        return await run_async(steps, adapter)
+            return await adapter.run(own_transaction(steps) if transaction else steps)
 
     async def _close_left(self) -> None:
         """What loops that have ended left idle: a check-back that is answered without a loop of the service's has one of its own (P9)."""
@@ -164,7 +155,7 @@ class Home:
         """False: the connection is lost, which must not look like a failure of what was committed on it."""
         try:
             async with in_time(adapter, GIVE_MAX_S):
-                await adapter.do(Reset())
+                await adapter.run(one(Reset()))
         except Exception:
             log.debug("a connection was lost after its use", exc_info=True)
             return False
@@ -180,7 +171,7 @@ class Home:
             opening._thread.daemon = True  # an idle connection must not keep a process from its end
             adapter = AiosqliteAdapter(await opened(opening))
             try:
-                await run_async(one(Sql("PRAGMA synchronous = FULL")), adapter)
+                await adapter.run(one(Sql("PRAGMA synchronous = FULL")))
                 if not self._installed:
                     await self._install(adapter)
             except BaseException:
@@ -194,7 +185,7 @@ class Home:
         return AsyncPsycopgAdapter(conn)
 
     async def _install(self, adapter: AsyncAdapter) -> None:
-        await self.run_with(adapter, _prepare_file(self.tables))
+        await adapter.run(_prepare_file(self.tables))
         self._installed = True
 
     async def aclose(self) -> None:
@@ -385,18 +376,13 @@ def in_time_sync(adapter: SyncAdapter, limit_s: float) -> Iterator[None]:
         last.join()  # one that has begun: its socket must not be another's by then
 
 
-def _looking(tables: Tables) -> Steps[fence.Meta]:
+def _looking(tables: Tables) -> Steps[Meta]:
     return (yield from (fence.read_meta(tables) if tables.dialect == "sqlite" else own_transaction(_in_time(tables))))
 
 
-def _in_time(tables: Tables) -> Steps[fence.Meta]:
+def _in_time(tables: Tables) -> Steps[Meta]:
     yield Sql(f"SET LOCAL statement_timeout = {1_000 * LOOK_S}")  # LOCAL: behind a pooler the session is others' too
     return (yield from fence.read_meta(tables))
-
-
-def one(effect: Sql) -> Steps[Rows]:
-    rows: Rows = yield effect
-    return rows
 
 
 def own_transaction(steps: Steps[T]) -> Steps[T]:

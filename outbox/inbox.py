@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import inspect
 import logging
 import os
@@ -21,10 +22,11 @@ from halfmsg.txclient._internal import NotBegun
 
 from . import _clock, fence, inbox_rules
 from .adapters import adapter_of
-from .effects import Abort, AsyncAdapter, Begin, Commit, Mark, Rows, Steps, SyncAdapter, Unmark, ending, run_async, run_sync
+from .effects import Abort, AsyncAdapter, Begin, Commit, Mark, Rows, Steps, SyncAdapter, Unmark, one, run_sync
 from .errors import TransactionEnded
 from .home import Home
 from .inbox_rules import Claim
+from .lent import Lent, LentAsync, LentSync, lent_on, run_on_async, run_on_sync
 from .outbox import AwaitsExecute
 from .tables import Tables
 
@@ -56,10 +58,12 @@ class Inbox:
     def claim(self, on: Any, delivery: Delivery, *, group: str | None = None) -> Any:
         """True: yours, do the work in this transaction. False: already done, just ack. Raises Retry(beyond_inbox) (R18)."""
         adapter = adapter_of(on)
-        steps = ending(self._claim(delivery, group or delivery.group))
-        if adapter.is_async:
-            return run_async(steps, adapter)
-        return run_sync(steps, adapter)
+        steps = self._claim(delivery, group or delivery.group)
+        if not adapter.is_async:
+            return run_on_sync(adapter, steps)
+        lent = lent_on(adapter.conn)
+        running = functools.partial(run_on_async, adapter, lent, steps)
+        return running() if lent is None else lent.awaited(running)
 
     def _claim(self, delivery: Delivery, group: str) -> Steps[bool]:
         yield from fence.enter(self._home.tables, None)
@@ -110,14 +114,19 @@ class Inbox:
         with _beginning():
             adapter = await self._home.take()
         whole = at_work = False
+        lent = LentAsync(adapter.conn, adapter.dialect)
+        lent.register()
         try:
             with _beginning():
-                at_work = await run_async(self._open(delivery), adapter)
+                at_work = await adapter.run(self._open(delivery))
             if at_work:
-                await handler(delivery, adapter.conn)
-                await run_async(_still_open(adapter), adapter)
+                try:
+                    await handler(delivery, adapter.conn)
+                finally:
+                    lent.end()
+                await adapter.run(_still_open(adapter, lent))
             at_work = False  # an answer to COMMIT that is lost says nothing against the handler
-            await run_async(_commit(), adapter)
+            await adapter.run(one(Commit()))
             whole = True
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and (task := asyncio.current_task()) is not None and task.cancelling():
@@ -125,11 +134,12 @@ class Inbox:
             claimed = await self._is_committed(delivery) if at_work else None
             whole = await self._undo(adapter)
             if claimed is None and whole and at_work:
-                claimed = await run_async(is_claimed(self._home.tables, delivery), adapter)
+                claimed = await adapter.run(is_claimed(self._home.tables, delivery))
             if (told := _told(error, claimed=bool(claimed))) is not error:
                 raise told from error
             raise
         finally:
+            lent.unregister()
             await self._home.give(adapter, broken=not whole, lent=True)
 
     async def _is_committed(self, delivery: Delivery) -> bool | None:
@@ -154,7 +164,7 @@ class Inbox:
             if adapter.dialect == "postgresql":
                 await adapter.conn.rollback()
             else:
-                await run_async(_abort(), adapter)
+                await adapter.run(one(Abort()))
         except Exception:
             log.debug("inbox: a connection was lost under a handler", exc_info=True)
             return False
@@ -165,14 +175,19 @@ class Inbox:
             with _beginning():
                 adapter = self._home.take_sync()
             whole = at_work = False
+            lent = LentSync(adapter.conn, adapter.dialect)
+            lent.register()
             try:
                 with _beginning():
                     at_work = run_sync(self._open(delivery), adapter)
                 if at_work:
-                    call_blocking(handler, delivery, adapter.conn)
-                    run_sync(_still_open(adapter), adapter)
+                    try:
+                        call_blocking(handler, delivery, adapter.conn)
+                    finally:
+                        lent.end()
+                    lent.run(_still_open(adapter, lent), adapter)  # behind a publish that another thread is at
                 at_work = False  # an answer to COMMIT that is lost says nothing against the handler
-                run_sync(_commit(), adapter)
+                run_sync(one(Commit()), adapter)
                 whole = True
             except (Exception, asyncio.CancelledError) as error:  # a thread is not cancelled: one that is raised here is the handler's
                 claimed = self._is_committed_sync(delivery) if at_work else None
@@ -183,6 +198,7 @@ class Inbox:
                     raise told from error
                 raise
             finally:
+                lent.unregister()
                 self._home.give_sync(adapter, broken=not whole, lent=True)
 
     def _is_committed_sync(self, delivery: Delivery) -> bool | None:
@@ -200,7 +216,7 @@ class Inbox:
             if adapter.dialect == "postgresql":
                 adapter.conn.rollback()
             else:
-                run_sync(_abort(), adapter)
+                run_sync(one(Abort()), adapter)
         except Exception:
             log.debug("inbox: a connection was lost under a handler", exc_info=True)
             return False
@@ -240,17 +256,14 @@ def _is_open(adapter: Any) -> bool:
     return bool(conn.in_transaction if adapter.dialect == "sqlite" else conn.info.transaction_status.name in ("INTRANS", "INERROR"))
 
 
-def _still_open(adapter: Any) -> Steps[None]:
-    """The handler must have left the transaction open, else its effect and the claim were not one commit."""
+def _still_open(adapter: Any, lent: Lent) -> Steps[None]:
+    """The handler must have left the transaction open, else its effect and the claim were not one commit; with no publish that failed or runs."""
+    lent.check_end()
     anew = _is_open(adapter)  # before the look: on a connection that begins by itself, it begins one
     try:
         yield Unmark()
     except TransactionEnded as error:
         raise _Ended(anew=anew) from error
-
-
-def _commit() -> Steps[None]:
-    yield Commit()
 
 
 def _told(error: BaseException, *, claimed: bool) -> BaseException:
@@ -281,10 +294,6 @@ def _beginning() -> Iterator[None]:
         if getattr(error, "sqlstate", None) == LOCK_NOT_AVAILABLE:
             raise Retry(f"another transaction has this message: {words}", counts=False) from error
         raise NotBegun("inbox_away", words) from error
-
-
-def _abort() -> Steps[None]:
-    yield Abort()
 
 
 def claim_unordered(tables: Tables, delivery: Delivery, group: str, now_ms: int) -> Steps[bool]:

@@ -23,9 +23,10 @@ from halfmsg.txclient._sync import run as in_portal
 
 from . import _clock, answering, fence, tables
 from .adapters import adapter_of
-from .effects import AsyncAdapter, Steps, ending, run_async, run_sync
+from .effects import AsyncAdapter, Steps
 from .fence import Attempt, Drawn
 from .home import Home, own_transaction
+from .lent import lent_on, run_on_async, run_on_sync
 from .relay import Relay
 
 if TYPE_CHECKING:
@@ -144,32 +145,26 @@ class Outbox:
         return pick(receipts_of(attempt.id, drawn))
 
     def run_on(self, on: Any, steps: Callable[[bool], Steps[T]], then: Callable[[T], Any]) -> Any:
-        """Run on the user's connection, in its colour. An error ends its transaction (R8), or fails the block that is open on it: `steps(True)`."""
-        from .block import open_block
-
+        """Run on the user's connection, in its colour. An error ends its transaction (R8), or fails what is lent on it: `steps(True)`."""
         adapter = adapter_of(on)
         if adapter.dialect != self._home.dialect:
             raise UsageError("other_database", f"the connection is {adapter.dialect}, the Outbox's database is {self._home.dialect}")
-        block = open_block(adapter.conn)
+        lent = lent_on(adapter.conn)
         if adapter.is_async:
-            running = functools.partial(self._run_async, block, steps, adapter, then)
-            return running() if block is None else block.awaited(running)
+            running = functools.partial(self._run_async, lent, steps, adapter, then)
+            return running() if lent is None else lent.awaited(running)
         known = self._source is not None
         self.learn_source()
-        guarded = self._guarded(block, known, steps)
-        return then(run_sync(guarded, adapter) if block is None else block.run(guarded, adapter))
+        return then(run_on_sync(adapter, self._ours(known, steps(lent is not None))))
 
-    async def _run_async(self, block: Any, steps: Callable[[bool], Steps[T]], adapter: AsyncAdapter, then: Callable[[T], Any]) -> Any:
+    async def _run_async(self, lent: Any, steps: Callable[[bool], Steps[T]], adapter: AsyncAdapter, then: Callable[[T], Any]) -> Any:
         known = self._source is not None
         await self.learn_source_aside()
-        guarded = self._guarded(block, known, steps)
-        return then(await (run_async(guarded, adapter) if block is None else block.run(guarded, adapter)))
+        return then(await run_on_async(adapter, lent, self._ours(known, steps(lent is not None))))
 
-    def _guarded(self, block: Any, known: bool, steps: Callable[[bool], Steps[T]]) -> Steps[T]:
-        made = steps(block is not None)
-        if not known and self._source is not None:
-            made = _ours_first(self._home.tables, self._source, made)
-        return ending(made) if block is None else block.failing(made)
+    def _ours(self, known: bool, steps: Steps[T]) -> Steps[T]:
+        """What was learnt since they were made is looked at first."""
+        return steps if known or self._source is None else _ours_first(self._home.tables, self._source, steps)
 
     # --- which database ------------------------------------------------------------------------------------------------------
 
@@ -294,7 +289,7 @@ class Outbox:
 
     async def _rule(self, adapter: AsyncAdapter, question: Question) -> Answer | None:
         try:
-            return await self._home.run_with(adapter, own_transaction(answering.rule(self._home.tables, question, self._source)))
+            return await adapter.run(own_transaction(answering.rule(self._home.tables, question, self._source)))
         except Exception as error:
             if not answering.is_locked(error):
                 raise

@@ -6,9 +6,12 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
+from msgspec import Struct
+
 from halfmsg.txclient import UsageError
 
 from .effects import Dialect, Rows, Sql, Steps
+from .errors import NotInTransaction
 
 SCHEMA_VERSION: Final = 1
 PREFIX: Final = "halfmsg_"
@@ -46,7 +49,7 @@ _SQL: Final = {
     "meta_set": "UPDATE {p}meta SET v = ? WHERE k = ?",
     "lane_put": "INSERT INTO {p}lane (lane, until) VALUES (?, 0) ON CONFLICT (lane) DO NOTHING",
     "draw": "INSERT INTO {p}seq (topic, okey, n) VALUES (?, ?, 1) ON CONFLICT (topic, okey) DO UPDATE SET n = {p}seq.n + 1 RETURNING n",
-    "out_put": "INSERT INTO {p}out (tx_id, idx, topic, okey, seq, meta, body) VALUES (?, ?, ?, ?, ?, ?, ?)",
+    "out_put": "INSERT INTO {p}out (tx_id, idx, topic, okey, seq, meta, body) VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING 1",
     "out_of": "SELECT idx, topic, okey, seq, meta, body FROM {p}out WHERE tx_id = ? ORDER BY idx",
     "numbers_of": "SELECT idx, seq, meta FROM {p}out WHERE tx_id = ? ORDER BY idx",
     "who": "SELECT tx_id FROM {p}out WHERE topic = ? AND okey = ? AND seq = ?",
@@ -83,7 +86,7 @@ _FENCE: Final = (
 )
 _FENCE_PG: Final = (
     "INSERT INTO {p}tx (id, verdict, digest, mark, unsent, refused) SELECT CAST(? AS bytea), 1, CAST(? AS bytea), CAST(? AS bigint),"
-    " CAST(? AS smallint), NULL WHERE CAST(? AS bigint) >= (SELECT n FROM {p}meta WHERE k = 'purged_before')"
+    " CAST(? AS smallint), NULL WHERE CAST(? AS bigint) >= (SELECT n FROM {p}meta WHERE k = 'purged_before') AND txid_current() = ?"
     " ON CONFLICT (id) DO NOTHING RETURNING 1"
 )
 _BY_DIALECT: Final[dict[Dialect, dict[str, str]]] = {
@@ -96,6 +99,14 @@ _BY_DIALECT: Final[dict[Dialect, dict[str, str]]] = {
         "lock_wait": "PRAGMA busy_timeout = 50",
     },
     "postgresql": {
+        # What a publish writes, it writes in the transaction in which it began, told by its number, or not at all: a driver awaits each
+        # statement, and what runs beside them may end that transaction. (SQLite: all go to the connection's thread at once.)
+        "meta_here": f"{_SQL['meta'].replace(' FROM', ', txid_current() FROM')}",
+        "here": "SELECT 1 WHERE txid_current() = ?",
+        "draw": "INSERT INTO {p}seq (topic, okey, n) SELECT CAST(? AS varchar), CAST(? AS bytea), 1 WHERE txid_current() = ?"
+        " ON CONFLICT (topic, okey) DO UPDATE SET n = {p}seq.n + 1 RETURNING n",
+        "out_put": "INSERT INTO {p}out (tx_id, idx, topic, okey, seq, meta, body) SELECT CAST(? AS bytea), CAST(? AS integer), CAST(? AS varchar),"
+        " CAST(? AS bytea), CAST(? AS bigint), CAST(? AS bytea), CAST(? AS bytea) WHERE txid_current() = ? RETURNING 1",
         "fence": _FENCE_PG,
         "fence_in_block": _FENCE_PG,
         "hold": "SELECT 1 FROM {p}tx WHERE id = ? AND verdict = 1 AND digest IS NULL FOR UPDATE",
@@ -115,6 +126,19 @@ _TOMBSTONE_PG: Final = _TOMBSTONE.replace("SELECT ?, 2, NULL, ?,", "SELECT CAST(
 )
 
 
+OVER: Final = "the transaction in which this publish began was ended while it was under way; await each publish inside its transaction"
+
+
+class Meta(Struct, frozen=True):
+    """`halfmsg_meta`: which database this is, and below which mark it answers for nothing."""
+
+    source: bytes
+    incarnation: int
+    purged_before: int
+    here: tuple[int, ...] = ()
+    """PostgreSQL, read inside a transaction that writes: the number of that."""
+
+
 class Tables:
     """The statements for one dialect and prefix: `tables.sql("fence", …)` is an effect."""
 
@@ -126,6 +150,15 @@ class Tables:
 
     def sql(self, name: str, *args: object) -> Sql:
         return Sql(self._texts[name], args)
+
+    def written(self, meta: Meta, name: str, *args: object) -> Steps[Rows]:
+        """A statement that writes in the transaction of `meta`, and gives rows. Raises NotInTransaction where that has ended, and writes nothing."""
+        rows: Rows = yield self.sql(name, *args, *meta.here)
+        if not rows and meta.here:
+            here: Rows = yield self.sql("here", *meta.here)
+            if not here:
+                raise NotInTransaction(OVER)
+        return rows
 
     def install(self, source_id: bytes) -> Steps[None]:
         """Make what is missing; a second run changes nothing. `source_id`: 16 random bytes that name this database for ever (R7)."""

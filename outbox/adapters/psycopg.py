@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 import socket
 from contextlib import suppress
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -14,9 +14,11 @@ from psycopg.rows import tuple_row
 
 from halfmsg.txclient import UsageError
 
-from ..effects import Abort, Begin, Check, Commit, Effect, Mark, Reset, Sql, Unmark
+from ..effects import Abort, Begin, Check, Commit, Effect, Mark, Reset, Sql, Steps, Unmark, one_by_one
 from ..errors import NotInTransaction, TransactionEnded
+from .waiting import finished
 
+T = TypeVar("T")
 NOT_OPEN = "no transaction is open on this psycopg connection (it is in autocommit); use `with conn.transaction()`, or autocommit=False"
 ABORT = "DO $$ BEGIN RAISE EXCEPTION 'halfmsg ended this transaction' USING ERRCODE = 'HM001'; END $$"
 """Makes the server abort the transaction: inside `conn.transaction()` psycopg forbids an explicit rollback, and a COMMIT cannot undo this."""
@@ -162,7 +164,10 @@ class AsyncPsycopgAdapter:
     def __init__(self, conn: psycopg.AsyncConnection[Any]) -> None:
         self.conn = conn
 
-    async def do(self, effect: Effect) -> Any:
+    async def run(self, steps: Steps[T]) -> T:
+        return await one_by_one(steps, self._do)
+
+    async def _do(self, effect: Effect) -> Any:
         if isinstance(effect, Sql):
             return await self._run(effect.text, effect.args)
         if isinstance(effect, Check):
@@ -205,6 +210,10 @@ class AsyncPsycopgAdapter:
                 return
 
     async def _abort(self) -> None:
+        """To its end, even when cancelled: a body's statement may be under way, and what the caller commits next must not be this one too."""
+        await finished(self._aborted())
+
+    async def _aborted(self) -> None:
         try:
             await self._sync()
             # ACTIVE: a statement of another task is under way; the abort waits in line behind it

@@ -18,6 +18,10 @@ MARK: Final = "SAVEPOINT halfmsg_block"
 UNMARK: Final = "RELEASE SAVEPOINT halfmsg_block"
 
 
+OURS: Final = ("synchronous = FULL", "query_only = 0", "ignore_check_constraints = 0", "writable_schema = 0")
+"""What our connections are set to; user code that had one may have set it otherwise, and the next one counts on it (P2)."""
+
+
 def meaning_of_unmark(error: sqlite3.OperationalError) -> Exception:
     return TransactionEnded() if "no such savepoint" in str(error) else error
 
@@ -36,6 +40,7 @@ def commits_by_sql(conn: Any) -> bool:
 class SqliteAdapter:
     is_async: Literal[False] = False
     dialect: Literal["sqlite"] = "sqlite"
+    not_open = NOT_OPEN
 
     def __init__(self, conn: sqlite3.Connection) -> None:
         self.conn = conn
@@ -45,7 +50,7 @@ class SqliteAdapter:
             return self._run(effect.text, effect.args)
         if isinstance(effect, Check):
             if not is_open(self.conn):
-                raise NotInTransaction(NOT_OPEN)
+                raise NotInTransaction(self.not_open)
         elif isinstance(effect, Begin):
             self._run("BEGIN IMMEDIATE", ())
         elif isinstance(effect, Mark):
@@ -60,8 +65,16 @@ class SqliteAdapter:
         elif isinstance(effect, Abort) and self.conn.in_transaction:
             self._run("ROLLBACK", ()) if commits_by_sql(self.conn) else self.conn.rollback()
         elif isinstance(effect, Reset):
-            self.conn.row_factory, self.conn.text_factory = None, str
+            self._reset()
         return None
+
+    def _reset(self) -> None:
+        """A table of theirs that stays cannot be told from one that was lent again, so such a connection is not: raises."""
+        self.conn.row_factory, self.conn.text_factory = None, str
+        for setting in OURS:
+            self._run(f"PRAGMA {setting}", ())
+        if self._run("SELECT 1 FROM sqlite_temp_master LIMIT 1", ()) or len(self._run("PRAGMA database_list", ())) > 1:
+            raise sqlite3.ProgrammingError("user code has left a temporary table, or an attached database, on this connection")
 
     def _run(self, text: str, args: Any) -> list[Any]:
         cursor = self.conn.cursor()

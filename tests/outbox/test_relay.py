@@ -17,7 +17,7 @@ from halfmsg import Client, Message, Outbox, UsageError, Verdict
 from halfmsg.checkback import Question
 from halfmsg.coordinator.app import Coordinator
 from halfmsg.outbox import admin, home
-from halfmsg.outbox.effects import Sql, SyncAdapter
+from halfmsg.outbox.effects import Sql, SyncAdapter, one
 from halfmsg.outbox.fence import Attempt
 from halfmsg.outbox.home import Home
 from halfmsg.outbox.relay import Relay, is_refusal, lane_of
@@ -391,7 +391,7 @@ async def test_p3_connections_of_ours_wait_for_the_disk(file: Side) -> None:
     """Fence, verdict and claim are promises: SQLite connections that the library opens, of either colour, run at FULL."""
     async with closing(file.outbox()) as outbox:
         adapter, blocking = await outbox._home.take(), outbox._home.take_sync()
-        assert await adapter.do(Sql("PRAGMA synchronous")) == blocking.do(Sql("PRAGMA synchronous")) == [(2,)]
+        assert await adapter.run(one(Sql("PRAGMA synchronous"))) == blocking.do(Sql("PRAGMA synchronous")) == [(2,)]
         await outbox._home.give(adapter)
         outbox._home.give_sync(blocking)
 

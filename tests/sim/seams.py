@@ -188,12 +188,19 @@ def install() -> None:
 install()
 
 from halfmsg.outbox.adapters import aiosqlite as adapter  # noqa: E402 - its modules bind some of the above
-from halfmsg.outbox.effects import Steps, run_async  # noqa: E402
+from halfmsg.outbox.effects import Commit, Effect, Sql, Steps, one_by_one  # noqa: E402
 
 
-async def _step_by_step(conn: core.Connection, steps: Steps[Any]) -> Any:
+async def _step_by_step(self: adapter.AiosqliteAdapter, steps: Steps[Any]) -> Any:
     """A thread runs them as one function that waits for locks within. Here each statement is one: so the wait is virtual, too."""
-    return await adapter.finished(run_async(steps, adapter.AiosqliteAdapter(conn)))
+    return await adapter.finished(one_by_one(steps, lambda effect: _one(self.conn, effect)))
 
 
-adapter.run_whole = _step_by_step
+def _one(conn: core.Connection, effect: Effect) -> Any:
+    inner = adapter.InThread(conn._conn)
+    if isinstance(effect, Sql):
+        return conn._execute(inner._run, effect.text, effect.args)
+    return conn.commit() if isinstance(effect, Commit) else conn._execute(inner.do, effect)
+
+
+adapter.AiosqliteAdapter.run = _step_by_step  # type: ignore[method-assign]
