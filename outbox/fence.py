@@ -146,9 +146,7 @@ def _why(tables: Tables, attempt: Attempt) -> Steps[Exception]:
     return Fenced() if rows else Fenced("the attempt is older than what this database still answers for; run it anew")
 
 
-def publish(
-    tables: Tables, attempt: Attempt, messages: Sequence[Message], source: bytes | None, *, in_block: bool = False
-) -> Steps[list[Drawn]]:
+def publish(tables: Tables, attempt: Attempt, messages: Sequence[Message], source: bytes | None, *, in_block: bool = False) -> Steps[list[Drawn]]:
     """Everything of one halfmsg transaction at once: fence, numbers, rows. One row, one fate (R16)."""
     meta = yield from enter(tables, source)
     # First, since the id decides whether this is a repeat; and from here on its lock says `running` to a check-back.
@@ -246,13 +244,15 @@ class Unsent(Struct, frozen=True):
 
     @property
     def body_bytes(self) -> int:
-        return sum(len(row[5] or b"") for row in self.rows)
+        """Of a damaged row too: whatever stands there."""
+        return sum(len(row[5]) for row in self.rows if isinstance(row[5], bytes))
 
 
 def _wire_of(row: tuple[Any, ...]) -> dict[str, Any]:
     index, topic, key, sequence, meta, body = row
     kept = _decode_kept(meta)
-    wire: dict[str, Any] = {"topic": topic, "index": index, "content_type": kept.content_type, "data": bytes(body or b"")}
+    name = topic if isinstance(topic, str) else bytes(topic).decode()
+    wire: dict[str, Any] = {"topic": name, "index": index, "content_type": kept.content_type, "data": bytes(body or b"")}
     optional = {"key": None if key is None else bytes(key).decode(), "sequence": sequence, "tag": kept.tag, "attributes": kept.attributes}
     return wire | {name: value for name, value in optional.items() if value is not None}
 

@@ -81,8 +81,7 @@ _SQL: Final = {
     "missed_take": "DELETE FROM {p}missed WHERE grp = ? AND generation = ? AND source = ? AND topic = ? AND okey = ? AND seq = ? RETURNING 1",
 }
 _FENCE: Final = (
-    "INTO {p}tx (id, verdict, digest, mark, unsent, refused) SELECT ?, 1, ?, ?, ?, NULL"
-    " WHERE ? >= (SELECT n FROM {p}meta WHERE k = 'purged_before')"
+    "INTO {p}tx (id, verdict, digest, mark, unsent, refused) SELECT ?, 1, ?, ?, ?, NULL WHERE ? >= (SELECT n FROM {p}meta WHERE k = 'purged_before')"
 )
 _FENCE_PG: Final = (
     "INSERT INTO {p}tx (id, verdict, digest, mark, unsent, refused) SELECT CAST(? AS bytea), 1, CAST(? AS bytea), CAST(? AS bigint),"
@@ -95,6 +94,8 @@ _BY_DIALECT: Final[dict[Dialect, dict[str, str]]] = {
         "fence": f"INSERT OR ROLLBACK {_FENCE} RETURNING 1",
         "fence_in_block": f"INSERT {_FENCE} ON CONFLICT (id) DO NOTHING RETURNING 1",
         "key_last": "SELECT last FROM {p}key WHERE grp = ? AND generation = ? AND source = ? AND topic = ? AND okey = ?",
+        # A damaged byte in a text would fail the whole statement, and with it the relay's pass.
+        "out_of": "SELECT idx, CAST(topic AS BLOB), okey, seq, meta, body FROM {p}out WHERE tx_id = ? ORDER BY idx",
         "exists": "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE ?",
         "lock_wait": "PRAGMA busy_timeout = 50",
     },

@@ -116,9 +116,7 @@ class Ledger:
         sure = {at: held for at, held in others.items() if not held.doubtful}
         if sure and command.lease_ms is not None and all(held.until > now for held in others.values()):
             at, held = min(sure.items())
-            self.wrong.append(
-                f"two hands: {spot} of {delivery.group} for {command.member}, while {held.member} has {at} for {held.until - now} ms"
-            )
+            self.wrong.append(f"two hands: {spot} of {delivery.group} for {command.member}, while {held.member} has {at} for {held.until - now} ms")
         for at in others:
             del lane[at]
         lane[spot] = Open(delivery.group, command.member, delivery.token, now, delivery.lease_until)

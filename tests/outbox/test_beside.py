@@ -1,0 +1,290 @@
+"""What runs beside a publish on its connection, and fails: the message is there whole or not at all, and shares the transaction's fate (P1, R8).
+
+People gather a publish with a call that may fail. The transaction is then rolled back under the publish, at whatever statement it is; what
+is left of it must not commit by itself, nor in what comes after on that connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import aiosqlite
+import psycopg
+import pytest
+
+from halfmsg import Client, Delivery, Fenced, Message, Retry, UsageError
+from halfmsg.checkback import Question
+from halfmsg.outbox.relay import Relay
+
+from .deliveries import effect, inbox_of, ordered, side_insert, unordered
+from .sides import Side, closing, plain, settled
+from .test_block import block, on_of, owner
+
+__all__ = ["owner"]
+
+TURNS = range(0, 48, 2)
+"""How many turns of the loop the other call takes before it fails: a publish has about forty on PostgreSQL, and two on SQLite."""
+
+
+async def charge(turns: int) -> None:
+    """The other call: it is refused after so many turns of the loop."""
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    raise ZeroDivisionError("card refused")
+
+
+@asynccontextmanager
+async def own_transaction(side: Side, conn: Any) -> AsyncIterator[None]:
+    """As a service writes it."""
+    if side.dialect == "postgresql":
+        async with conn.transaction():
+            yield
+        return
+    await conn.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        await conn.commit()
+    except BaseException:
+        await conn.rollback()
+        raise
+
+
+@pytest.mark.parametrize("autocommit", [True, False])
+async def test_p1_publish_beside_a_call_that_fails_falls_with_ones_own_transaction(database: Side, autocommit: bool) -> None:
+    async with closing(database.outbox()) as outbox:
+        outbox.learn_source()
+        conn = await database.connect(autocommit=autocommit)
+        for turns in TURNS:
+            with pytest.raises(ZeroDivisionError):
+                async with own_transaction(database, conn):
+                    await database.business(conn)
+                    late = asyncio.ensure_future(outbox.publish(conn, "s", 1, key="k"))
+                    await asyncio.gather(late, charge(turns))
+            await asyncio.gather(late, return_exceptions=True)
+            await conn.rollback()  # without autocommit a late statement begins a transaction, which is aborted
+            assert (database.counts(), database.last_number()) == ((0, 0, 0), 0), turns
+
+
+async def test_p1_publish_beside_a_fence_that_is_too_late_falls_with_ones_own_transaction(database: Side) -> None:
+    async with closing(database.outbox()) as outbox:
+        conn = await database.connect(autocommit=True)
+        for fence_first in (True, False):
+            half = outbox.prepared(Message("u", 1))
+            await outbox.decide([Question(half.id, 0, None)])
+            tombstones = database.count("halfmsg_tx")
+            with pytest.raises((Fenced, UsageError, psycopg.errors.InFailedSqlTransaction)):
+                async with own_transaction(database, conn):
+                    await database.business(conn)
+                    calls = [half.fence(conn), outbox.publish(conn, "s", 1, key="k")]
+                    await asyncio.gather(*(calls if fence_first else calls[::-1]))
+            assert (database.counts(), database.last_number()) == ((0, 0, tombstones), 0)
+
+
+async def test_p1_publish_beside_a_call_that_fails_falls_with_its_handler(database: Side) -> None:
+    """Delivered again, there is one message, not two."""
+    async with closing(database.outbox()) as outbox, inbox_of(database) as inbox:
+        outbox.learn_source()
+        for number, turns in enumerate(TURNS, 1):
+
+            async def handler(delivery: Delivery, conn: Any, turns: int = turns) -> None:
+                await asyncio.gather(outbox.publish(conn, "s", 1, key="k"), charge(turns))
+
+            async def good(delivery: Delivery, conn: Any) -> None:
+                await outbox.publish(conn, "s", 1, key="k")
+
+            delivery = ordered(number)
+            with pytest.raises(ZeroDivisionError):
+                await inbox.run(delivery, handler)
+            await inbox.run(delivery, good)
+            assert (database.counts(), database.last_number()) == ((0, number, number), number), turns
+
+
+async def test_p1_publish_that_outlives_its_handler_fails_it(database: Side) -> None:
+    """A task that nobody awaits: it would go into the next handler's transaction, on the same connection."""
+    left: list[asyncio.Task[Any]] = []
+    async with closing(database.outbox()) as outbox, inbox_of(database) as inbox:
+
+        async def handler(delivery: Delivery, conn: Any) -> None:
+            await side_insert(database, conn, delivery.id)
+            left.append(asyncio.ensure_future(outbox.publish(conn, "s", 1, key="k")))
+
+        with pytest.raises(UsageError, match="not_awaited"):
+            await inbox.run(unordered(), handler)
+        await inbox.run(unordered(), effect(database))
+        with pytest.raises(UsageError, match="not_awaited"):
+            await left[0]
+    assert database.counts() == (1, 0, 0)
+
+
+async def test_r8_publish_that_fails_in_a_handler_fails_it(side: Side) -> None:
+    """Swallowed, it is told at the handler's end; what the handler writes after it falls with all the rest, and comes once when delivered again."""
+    delivery = ordered(1)
+    async with closing(side.outbox()) as outbox, inbox_of(side) as inbox:
+
+        async def colourful(delivery: Delivery, conn: Any) -> None:
+            with suppress(Exception):
+                await outbox.publish(conn, "s", 1, key="k")
+            await side_insert(side, conn, "after")
+
+        def blocking(delivery: Delivery, conn: Any) -> None:
+            with suppress(Exception):
+                outbox.publish(conn, "s", 1, key="k")
+            side_insert(side, conn, "after")
+
+        handler = colourful if side.is_async else blocking
+        with side.broken_out(), pytest.raises(Exception, match=r"body|aborted"):
+            await inbox.run(delivery, handler)
+        assert side.counts() == (0, 0, 0)
+        await inbox.run(delivery, handler)
+    assert side.counts() == (1, 1, 1)
+
+
+async def test_p7_rows_shaped_by_the_caller_open_no_gap(file: Side, owner: str) -> None:
+    """With a row factory aiosqlite takes four turns a statement; a block that ends between them must take the statement with it."""
+    async with closing(file.outbox()) as outbox:
+        for turns in range(40):
+            on = await on_of(file, owner)
+            with pytest.raises(ZeroDivisionError):
+                async with outbox.transaction(*on) as tx:
+                    tx.conn.row_factory = aiosqlite.Row
+                    await file.business(tx.conn)
+                    late = asyncio.ensure_future(tx.publish("s", 1, key="k"))
+                    beside = asyncio.ensure_future(tx.conn.execute_fetchall("SELECT 1"))
+                    await asyncio.gather(late, beside, charge(turns))
+            await asyncio.gather(late, beside, return_exceptions=True)
+            assert not on or not on[0].in_transaction
+            assert (file.counts(), file.last_number()) == ((0, 0, 0), 0), turns
+
+
+@pytest.mark.parametrize("autocommit", [True, False])
+async def test_p6_block_that_is_cancelled_while_it_rolls_back_leaves_nothing_open(postgres: Side, autocommit: bool) -> None:
+    """The rollback waits behind a statement of the body. What the caller commits next on the connection must not be the failed block too."""
+    conn = await postgres.connect(autocommit=autocommit)
+    async with closing(postgres.outbox()) as outbox:
+        failed = asyncio.Event()
+
+        async def refused() -> None:
+            await asyncio.sleep(0)
+            failed.set()
+            raise ZeroDivisionError
+
+        async def order() -> None:
+            async with outbox.transaction(conn) as tx:
+                await postgres.business(tx.conn)
+                await tx.publish("s", 1, key="k")
+                await asyncio.gather(tx.conn.execute("SELECT pg_sleep(0.3)"), refused())
+
+        ordering = asyncio.ensure_future(order())
+        await failed.wait()
+        for _ in range(5):  # the block is at its rollback by now
+            await asyncio.sleep(0)
+        ordering.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await ordering
+        async with outbox.transaction(conn) as tx:
+            await postgres.business(tx.conn, "next")
+        assert postgres.counts() == (1, 0, 0)
+        assert postgres.read("SELECT id FROM business") == [("next",)]
+
+
+async def test_r8_claim_that_fails_in_a_block_fails_it(side: Side, owner: str) -> None:
+    """`Inbox.claim` on the connection of a block: swallowed, it leaves no business row without its message."""
+    old = unordered(age=1e9)
+    async with closing(side.outbox()) as outbox, inbox_of(side) as inbox:
+        with pytest.raises((Retry, psycopg.errors.InFailedSqlTransaction), match=r"beyond_inbox|aborted"):
+            async with block(side, outbox, *await on_of(side, owner)) as tx:
+                await settled(tx.publish("s", 1, key="k"))
+                with suppress(Retry):
+                    await settled(inbox.claim(tx.conn, old))
+                await side.business(tx.conn)
+        assert (side.counts(), side.last_number()) == ((0, 0, 0), 0)
+        async with block(side, outbox, *await on_of(side, owner)) as tx:
+            assert await settled(inbox.claim(tx.conn, unordered()))
+            await side.business(tx.conn)
+        assert (side.counts(), side.count("halfmsg_inbox")) == ((1, 0, 0), 1)
+
+
+async def test_r8_fence_that_is_too_late_cannot_be_swallowed_and_committed(postgres: Side, owner: str) -> None:
+    """A body that ends transactions by itself, too: the server holds to what was ruled."""
+    async with closing(postgres.outbox()) as outbox:
+        half = outbox.prepared(Message("u", 1))
+        await outbox.decide([Question(half.id, 0, None)])
+        with pytest.raises((Fenced, psycopg.Error)):
+            async with block(postgres, outbox, *await on_of(postgres, owner)) as tx:
+                await postgres.business(tx.conn)
+                with suppress(Fenced):
+                    await half.fence(tx.conn)
+                await tx.conn.commit()
+        assert postgres.counts() == (0, 0, 1)
+
+
+def test_p7_publish_in_a_thread_that_nobody_joins_is_whole_or_nothing(folder: Any) -> None:
+    """A sync block that ends while another thread is in the midst of its rows waits for that, and falls."""
+    from .sides import sqlite_side
+
+    side = sqlite_side(folder, "sqlite3")
+    outbox = side.outbox()
+    raised: list[BaseException] = []
+    begun = threading.Event()
+    with pytest.raises(UsageError, match="not_awaited"), outbox.transaction() as tx:
+
+        def at_a_row() -> int:
+            begun.set()
+            ended = threading.Event()
+            for _ in range(500):
+                if tx._ended:
+                    break
+                ended.wait(0.01)
+            return 1
+
+        def publish() -> None:
+            try:
+                tx.publish_many([plain() for _ in range(3)])
+            except BaseException as error:
+                raised.append(error)
+
+        tx.conn.create_function("at_a_row", 0, at_a_row)
+        tx.conn.execute("CREATE TEMP TRIGGER slow BEFORE INSERT ON main.halfmsg_out BEGIN SELECT at_a_row(); END")
+        thread = threading.Thread(target=publish)
+        thread.start()
+        assert begun.wait(5)
+    thread.join(5)
+    outbox._home.close_sync()
+    assert [getattr(error, "code", None) for error in raised] == ["not_awaited"]
+    assert (side.counts(), side.last_number()) == ((0, 0, 0), 0)
+
+
+async def test_p8_damaged_topic_of_a_row_stops_nobody_else(file: Side, client: Client) -> None:
+    """A byte that is no UTF-8, a body that is no blob: set aside by name, and what is behind it goes out."""
+    async with closing(file.outbox()) as outbox:
+        ids = []
+        for _ in range(3):
+            async with outbox.transaction() as tx:
+                ids.append(bytes.fromhex((await tx.publish("u", 1)).transaction_id.replace("-", "")))
+        file.read("UPDATE halfmsg_out SET topic = CAST(? AS TEXT) WHERE tx_id = ?", b"\xf3", ids[0])
+        file.read("UPDATE halfmsg_out SET body = 'text' WHERE tx_id = ?", ids[1])
+        await outbox._load_source()
+        report = await Relay(client, "orders", outbox._home, outbox._source or b"").tick()
+        assert (report.submitted, report.refused) == (1, 2)
+    assert file.read("SELECT id FROM halfmsg_tx WHERE unsent IS NULL") == [(ids[2],)]
+
+
+async def test_p2_what_user_code_sets_on_a_connection_of_ours_ends_with_its_use(folder: Any) -> None:
+    """A temporary table, a file that is attached, another durability: the next block has a connection as it was."""
+    from .sides import sqlite_side
+
+    for kind in ("sqlite3", "aiosqlite"):
+        side = sqlite_side(folder, kind)
+        async with closing(side.outbox()) as outbox:
+            for setting in ("CREATE TEMP TABLE picked (id)", "CREATE TEMP TABLE picked (id)", "PRAGMA query_only = 1", "PRAGMA synchronous = OFF"):
+                with suppress(Exception):
+                    async with block(side, outbox) as tx:
+                        await settled(tx.conn.execute(setting))
+                async with block(side, outbox) as tx:
+                    found = [await settled((await settled(tx.conn.execute(f"PRAGMA {name}"))).fetchone()) for name in ("synchronous", "query_only")]
+                    assert found == [(2,), (0,)], setting
+        await side.close()
