@@ -64,6 +64,7 @@ async def test_r1_cancelled_begin_leaves_the_callers_connection_free(database: S
     """A block on the caller's connection that is cancelled while it begins: no transaction stays open there, no lock is kept."""
     conn = await database.connect(autocommit=True)
     outbox = database.outbox()
+    outbox.learn_source()  # else the first await is for that
     for k in range(1, CANCELS_MAX):
         block = outbox.transaction(conn)
         reached, _ = await cancel_at(block.__aenter__(), k)
@@ -74,7 +75,7 @@ async def test_r1_cancelled_begin_leaves_the_callers_connection_free(database: S
             conn = await database.connect(autocommit=True)
         async with outbox.transaction(conn):
             await database.business(conn, f"k{k}")
-    assert database.count("business") == k - 1
+    assert database.count("business") == k - 1 > 0
 
 
 def conn_is_closed(conn: Any) -> bool:
