@@ -15,10 +15,9 @@ from halfmsg.txclient import Message, MessageOptions, UsageError
 
 from . import fence
 from .adapters import adapter_of
-from .adapters.waiting import finished
 from .effects import Abort, AsyncAdapter, Begin, Commit, Mark, Steps, SyncAdapter, Unmark, one, run_sync
 from .fence import Attempt
-from .lent import Lent, LentAsync, LentSync, lent_on
+from .lent import Lent, LentAsync, LentSync
 
 if TYPE_CHECKING:
     from .outbox import Outbox, Receipt
@@ -112,11 +111,11 @@ class Block(Generic[C]):
 
     def _enter(self, tx_type: Any) -> None:
         """From here on nobody else opens one on this connection."""
-        conn = self._adapter.conn
-        if _is_in_transaction(self._adapter) or lent_on(conn) is not None:
+        tx = tx_type(self._outbox, self._adapter.conn)
+        if not tx.register() or _is_in_transaction(self._adapter):
+            tx.unregister()
             raise UsageError("already_in_transaction", "a transaction is open on this connection already; use outbox.publish(conn, …) inside it")
-        self._tx = tx_type(self._outbox, conn)
-        self._tx.register()
+        self._tx = tx
 
     def _leave(self) -> None:
         self._in_use = False
@@ -163,17 +162,20 @@ class Block(Generic[C]):
         try:
             await adapter.run(_end(self._outbox, self._tx, e))
             whole = True
+        except Exception:
+            if e is None:  # else the body's own error is what people look for
+                raise
         finally:
+            if self._on is not None:
+                await self._roll_back_left()
             self._leave()
             if self._on is None:
                 await self._outbox._home.give(adapter, broken=not whole, lent=True)
-            else:
-                await self._roll_back_left()
             self._wake()
 
     async def _roll_back_left(self) -> None:
         if _is_left(self._adapter):
-            await finished(self._adapter.conn.rollback())
+            await self._adapter.roll_back()
 
     # --- sync ---
 
@@ -210,17 +212,21 @@ class Block(Generic[C]):
         try:
             self._tx.run(_end(self._outbox, self._tx, e), adapter)  # behind one that another thread is at
             whole = True
+        except Exception:
+            if e is None:
+                raise
         finally:
+            if self._on is not None:
+                self._roll_back_left_sync()  # before another thread may begin on it
             self._leave()
             if self._on is None:
                 self._outbox._home.give_sync(adapter, broken=not whole, lent=True)
-            else:
-                self._roll_back_left_sync()
             self._wake()
 
     def _roll_back_left_sync(self) -> None:
         if _is_left(self._adapter):
-            self._adapter.conn.rollback()
+            with contextlib.suppress(Exception):  # a connection that is lost is rolled back, too
+                self._adapter.conn.rollback()
 
 
 def _begin() -> Steps[None]:

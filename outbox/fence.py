@@ -85,7 +85,7 @@ def read_meta(tables: Tables, *, inside: bool = False) -> Steps[Meta]:
     found = {META_NAMES[row[0]]: (row[1], row[2]) for row in rows if row[0] >= 0}
     if "source" not in found or found["schema"][1] > SCHEMA_VERSION:
         raise schema_missing(tables)
-    here = (rows[0][3],) if numbered else ()
+    here = [rows[0][3]] if numbered else []
     return Meta(bytes(found["source"][0]), found["source"][1], found["purged_before"][1], here)
 
 
@@ -251,13 +251,19 @@ class Unsent(Struct, frozen=True):
 def _wire_of(row: tuple[Any, ...]) -> dict[str, Any]:
     index, topic, key, sequence, meta, body = row
     kept = _decode_kept(meta)
-    name = topic if isinstance(topic, str) else bytes(topic).decode()
-    wire: dict[str, Any] = {"topic": name, "index": index, "content_type": kept.content_type, "data": bytes(body or b"")}
+    wire: dict[str, Any] = {"topic": topic, "index": index, "content_type": kept.content_type, "data": bytes(body or b"")}
     optional = {"key": None if key is None else bytes(key).decode(), "sequence": sequence, "tag": kept.tag, "attributes": kept.attributes}
     return wire | {name: value for name, value in optional.items() if value is not None}
 
 
 FIRST: Final = (-1, b"")
+DAMAGED: Final = (0, "", None, None, b"", None)
+"""In place of rows that the driver cannot even read: no message, as `Unsent.messages` says."""
+
+
+def is_damage(error: Exception) -> bool:
+    """Of this one row set, and for ever; SQLite's driver says so of a text that is none."""
+    return isinstance(error, msgspec.MsgspecError | ValueError | TypeError) or "Could not decode to UTF-8" in str(error)
 
 
 def read_unsent(tables: Tables, limit: int, bytes_max: int, after: tuple[int, bytes] = FIRST) -> Steps[list[Unsent]]:
@@ -266,7 +272,13 @@ def read_unsent(tables: Tables, limit: int, bytes_max: int, after: tuple[int, by
     size = 0
     heads: Rows = yield tables.sql("unsent", *after, limit)
     for id, digest, mark in heads:
-        rows: Rows = yield tables.sql("out_of", bytes(id))
+        rows: Rows
+        try:
+            rows = yield tables.sql("out_of", bytes(id))
+        except Exception as error:
+            if not is_damage(error):
+                raise
+            rows = [DAMAGED]
         found.append(Unsent(bytes(id), None if digest is None else bytes(digest), mark, tuple(rows)))
         size += found[-1].body_bytes
         if size >= bytes_max:

@@ -33,13 +33,15 @@ class Lent:
         self._ended = False
         self._failed: BaseException | None = None
 
-    def register(self) -> None:
-        _LENT[id(self.conn)] = self
+    def register(self) -> bool:
+        """False: another one is there, which stays. In one step, as threads may share a connection."""
+        return _LENT.setdefault(id(self.conn), self) is self
 
     def unregister(self) -> None:
         """Its transaction is over, and the connection not yet given to anybody else."""
         self._ended = True
-        _LENT.pop(id(self.conn), None)
+        if _LENT.get(id(self.conn)) is self:
+            del _LENT[id(self.conn)]
 
     def end(self) -> None:
         """User code has had its time: what it publishes from now on, in a task that nobody awaited, is refused."""
@@ -83,8 +85,11 @@ class Lent:
                 step, sent = steps.throw, error
 
     def check_open(self) -> None:
+        """What comes too late also fails what is ending at this moment: it may have been asked already how many are under way."""
         if self._ended:
-            raise UsageError("not_awaited", "the block or handler of this publish has ended; await it inside")
+            error = UsageError("not_awaited", "the block or handler of this publish has ended; await it inside")
+            self.fail(error)
+            raise error
 
     def check_end(self) -> None:
         """Raises what must not be committed: a publish that is not done, an error that was swallowed (R8)."""

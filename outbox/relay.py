@@ -12,7 +12,6 @@ import os
 from collections.abc import Sequence
 from typing import Any, Final
 
-import msgspec
 from msgspec import Struct
 
 from halfmsg.txclient import ApiError, Busy, Client, HalfmsgError, TransportError
@@ -214,12 +213,10 @@ class Relay:
             if row.digest is None:
                 try:
                     closed = await self._home.run(fence.close_left(self._home.tables, row), transaction=True)
-                except (msgspec.MsgspecError, ValueError, TypeError):
-                    closed = row  # damaged: `_hand_over` says so
                 except Exception as error:
-                    if not is_locked(error):
+                    if not is_locked(error) and not fence.is_damage(error):
                         raise
-                    closed = None
+                    closed = None if is_locked(error) else row  # damaged: `_hand_over` says so
             if closed is not None:
                 found.append(closed)
         return found

@@ -76,7 +76,7 @@ _SQL: Final = {
     "key_has": "SELECT 1 FROM {p}key WHERE grp = ? AND generation = ? AND source = ? AND topic = ? AND okey = ? AND last >= ?",
     "missed_has": "SELECT 1 FROM {p}missed WHERE grp = ? AND generation = ? AND source = ? AND topic = ? AND okey = ? AND seq = ?",
     "key_put": "INSERT INTO {p}key (grp, generation, source, topic, okey, last) VALUES (?, ?, ?, ?, ?, 0) ON CONFLICT DO NOTHING",
-    "key_set": "UPDATE {p}key SET last = ? WHERE grp = ? AND generation = ? AND source = ? AND topic = ? AND okey = ?",
+    "key_set": "UPDATE {p}key SET last = ? WHERE grp = ? AND generation = ? AND source = ? AND topic = ? AND okey = ? RETURNING 1",
     "missed_put": "INSERT INTO {p}missed (grp, generation, source, topic, okey, seq) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
     "missed_take": "DELETE FROM {p}missed WHERE grp = ? AND generation = ? AND source = ? AND topic = ? AND okey = ? AND seq = ? RETURNING 1",
 }
@@ -94,22 +94,28 @@ _BY_DIALECT: Final[dict[Dialect, dict[str, str]]] = {
         "fence": f"INSERT OR ROLLBACK {_FENCE} RETURNING 1",
         "fence_in_block": f"INSERT {_FENCE} ON CONFLICT (id) DO NOTHING RETURNING 1",
         "key_last": "SELECT last FROM {p}key WHERE grp = ? AND generation = ? AND source = ? AND topic = ? AND okey = ?",
-        # A damaged byte in a text would fail the whole statement, and with it the relay's pass.
-        "out_of": "SELECT idx, CAST(topic AS BLOB), okey, seq, meta, body FROM {p}out WHERE tx_id = ? ORDER BY idx",
         "exists": "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE ?",
         "lock_wait": "PRAGMA busy_timeout = 50",
     },
     "postgresql": {
-        # What a publish writes, it writes in the transaction in which it began, told by its number, or not at all: a driver awaits each
+        # `_here`: what a publish or a claim writes, it writes in the transaction in which it began, told by its number: a driver awaits each
         # statement, and what runs beside them may end that transaction. (SQLite: all go to the connection's thread at once.)
         "meta_here": f"{_SQL['meta'].replace(' FROM', ', txid_current() FROM')}",
-        "here": "SELECT 1 WHERE txid_current() = ?",
-        "draw": "INSERT INTO {p}seq (topic, okey, n) SELECT CAST(? AS varchar), CAST(? AS bytea), 1 WHERE txid_current() = ?"
+        "here": "SELECT CASE WHEN txid_current() = CAST(? AS bigint) THEN 'here' ELSE txid_status(CAST(? AS bigint)) END",
+        "inbox_put_here": "INSERT INTO {p}inbox (grp, generation, msg, at) SELECT CAST(? AS varchar), CAST(? AS integer), CAST(? AS bytea),"
+        " CAST(? AS bigint) WHERE txid_current() = ? ON CONFLICT (grp, generation, msg) DO NOTHING RETURNING 1",
+        "key_put_here": "INSERT INTO {p}key (grp, generation, source, topic, okey, last) SELECT CAST(? AS varchar), CAST(? AS integer),"
+        " CAST(? AS varchar), CAST(? AS varchar), CAST(? AS bytea), 0 WHERE txid_current() = ? ON CONFLICT DO NOTHING RETURNING 1",
+        "key_set_here": f"{_SQL['key_set'].removesuffix(' RETURNING 1')} AND txid_current() = ? RETURNING 1",
+        "missed_put_here": "INSERT INTO {p}missed (grp, generation, source, topic, okey, seq) SELECT CAST(? AS varchar), CAST(? AS integer),"
+        " CAST(? AS varchar), CAST(? AS varchar), CAST(? AS bytea), CAST(? AS bigint) WHERE txid_current() = ? ON CONFLICT DO NOTHING RETURNING 1",
+        "missed_take_here": f"{_SQL['missed_take'].removesuffix(' RETURNING 1')} AND txid_current() = ? RETURNING 1",
+        "draw_here": "INSERT INTO {p}seq (topic, okey, n) SELECT CAST(? AS varchar), CAST(? AS bytea), 1 WHERE txid_current() = ?"
         " ON CONFLICT (topic, okey) DO UPDATE SET n = {p}seq.n + 1 RETURNING n",
-        "out_put": "INSERT INTO {p}out (tx_id, idx, topic, okey, seq, meta, body) SELECT CAST(? AS bytea), CAST(? AS integer), CAST(? AS varchar),"
-        " CAST(? AS bytea), CAST(? AS bigint), CAST(? AS bytea), CAST(? AS bytea) WHERE txid_current() = ? RETURNING 1",
-        "fence": _FENCE_PG,
-        "fence_in_block": _FENCE_PG,
+        "out_put_here": "INSERT INTO {p}out (tx_id, idx, topic, okey, seq, meta, body) SELECT CAST(? AS bytea), CAST(? AS integer),"
+        " CAST(? AS varchar), CAST(? AS bytea), CAST(? AS bigint), CAST(? AS bytea), CAST(? AS bytea) WHERE txid_current() = ? RETURNING 1",
+        "fence_here": _FENCE_PG,
+        "fence_in_block_here": _FENCE_PG,
         "hold": "SELECT 1 FROM {p}tx WHERE id = ? AND verdict = 1 AND digest IS NULL FOR UPDATE",
         "key_last": "SELECT last FROM {p}key WHERE grp = ? AND generation = ? AND source = ? AND topic = ? AND okey = ? FOR UPDATE",
         "exists": "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema() AND table_name LIKE ?",
@@ -127,7 +133,7 @@ _TOMBSTONE_PG: Final = _TOMBSTONE.replace("SELECT ?, 2, NULL, ?,", "SELECT CAST(
 )
 
 
-OVER: Final = "the transaction in which this publish began was ended while it was under way; await each publish inside its transaction"
+OVER: Final = "the transaction in which this publish or claim began was ended while it was under way; await it inside its transaction"
 
 
 class Meta(Struct, frozen=True):
@@ -136,7 +142,7 @@ class Meta(Struct, frozen=True):
     source: bytes
     incarnation: int
     purged_before: int
-    here: tuple[int, ...] = ()
+    here: list[int] = []
     """PostgreSQL, read inside a transaction that writes: the number of that."""
 
 
@@ -152,13 +158,23 @@ class Tables:
     def sql(self, name: str, *args: object) -> Sql:
         return Sql(self._texts[name], args)
 
-    def written(self, meta: Meta, name: str, *args: object) -> Steps[Rows]:
-        """A statement that writes in the transaction of `meta`, and gives rows. Raises NotInTransaction where that has ended, and writes nothing."""
-        rows: Rows = yield self.sql(name, *args, *meta.here)
-        if not rows and meta.here:
-            here: Rows = yield self.sql("here", *meta.here)
-            if not here:
+    def written(self, meta: Meta | None, name: str, *args: object) -> Steps[Rows]:
+        """A statement that writes in the transaction of `meta`, and gives rows. Raises NotInTransaction where that has ended, and writes nothing.
+
+        One that was committed meanwhile has the fence of this: then the numbers and rows that are left go by themselves, to make it whole.
+        """
+        rows: Rows
+        if meta is not None and meta.here:
+            rows = yield self.sql(f"{name}_here", *args, *meta.here)
+            if rows:
+                return rows
+            [[now]] = yield self.sql("here", *meta.here, *meta.here)
+            if now == "here":
+                return rows
+            if now != "committed" or name not in ("draw", "out_put"):
                 raise NotInTransaction(OVER)
+            meta.here.clear()
+        rows = yield self.sql(name, *args)
         return rows
 
     def install(self, source_id: bytes) -> Steps[None]:

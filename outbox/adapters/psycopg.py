@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import select
 import socket
+from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, Final, Literal, TypeVar
 
@@ -34,6 +36,7 @@ LIMITS: Final = {
 }
 """Of connections that the library opens. By default TCP waits a quarter of an hour for a host that is gone, and keeps an idle one for ever."""
 
+SILENT_S: Final = 5.0
 SWALLOWED = "an error in this transaction was swallowed, so the server would answer this COMMIT with a rollback; nothing of it is committed"
 
 
@@ -211,7 +214,22 @@ class AsyncPsycopgAdapter:
 
     async def _abort(self) -> None:
         """To its end, even when cancelled: a body's statement may be under way, and what the caller commits next must not be this one too."""
-        await finished(self._aborted())
+        await self._to_its_end(self._aborted())
+
+    async def roll_back(self) -> None:
+        """What is left open on the caller's connection. Where the connection is lost it is rolled back, too."""
+        with suppress(psycopg.Error):
+            await self._to_its_end(self.conn.rollback())
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
+        """Even when cancelled. A server that says nothing after that is hung up on, which ends its transaction, too: a process must come to stop."""
+        timers: list[asyncio.TimerHandle] = []
+        later = asyncio.get_running_loop().call_later
+        try:
+            await finished(work, lambda: timers.append(later(SILENT_S, hang_up, self.conn)))
+        finally:
+            for timer in timers:
+                timer.cancel()
 
     async def _aborted(self) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 from typing import Any, Final, Literal
 
 from ..effects import Abort, Begin, Check, Commit, Effect, Mark, Reset, Sql, Unmark
@@ -69,11 +70,14 @@ class SqliteAdapter:
         return None
 
     def _reset(self) -> None:
-        """A table of theirs that stays cannot be told from one that was lent again, so such a connection is not: raises."""
-        self.conn.row_factory, self.conn.text_factory = None, str
+        """Raises where something stays that is no setting: such a connection is not lent again."""
+        self.conn.row_factory, self.conn.text_factory, self.conn.isolation_level = None, str, None
+        if sys.version_info >= (3, 12):
+            self.conn.autocommit = sqlite3.LEGACY_TRANSACTION_CONTROL
         for setting in OURS:
             self._run(f"PRAGMA {setting}", ())
-        if self._run("SELECT 1 FROM sqlite_temp_master LIMIT 1", ()) or len(self._run("PRAGMA database_list", ())) > 1:
+        attached = {row[1] for row in self._run("PRAGMA database_list", ())} - {"main", "temp"}  # this look makes `temp`, too
+        if attached or self._run("SELECT 1 FROM sqlite_temp_master LIMIT 1", ()):
             raise sqlite3.ProgrammingError("user code has left a temporary table, or an attached database, on this connection")
 
     def _run(self, text: str, args: Any) -> list[Any]:

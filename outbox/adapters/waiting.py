@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-async def finished(work: Coroutine[Any, Any, T]) -> T:
+async def finished(work: Coroutine[Any, Any, T], on_cancelled: Callable[[], object] = lambda: None) -> T:
     """Await to the end even when cancelled, then be cancelled: the work runs on in its thread, and nobody may use the connection meanwhile."""
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
+        on_cancelled()
         while not task.done():
             try:
                 await asyncio.wait({task})

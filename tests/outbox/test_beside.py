@@ -7,21 +7,26 @@ is left of it must not commit by itself, nor in what comes after on that connect
 from __future__ import annotations
 
 import asyncio
+import socket
+import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import aiosqlite
 import psycopg
 import pytest
 
-from halfmsg import Client, Delivery, Fenced, Message, Retry, UsageError
+from halfmsg import Client, Delivery, Fenced, Message, Outbox, Retry, UsageError
 from halfmsg.checkback import Question
+from halfmsg.outbox.adapters import psycopg as adapter_of_psycopg
 from halfmsg.outbox.relay import Relay
 
 from .deliveries import effect, inbox_of, ordered, side_insert, unordered
-from .sides import Side, closing, plain, settled
+from .faults import deaf_proxy
+from .sides import Side, closing, plain, postgres_side, settled, sqlite_side
 from .test_block import block, on_of, owner
 
 __all__ = ["owner"]
@@ -222,10 +227,8 @@ async def test_r8_fence_that_is_too_late_cannot_be_swallowed_and_committed(postg
         assert postgres.counts() == (0, 0, 1)
 
 
-def test_p7_publish_in_a_thread_that_nobody_joins_is_whole_or_nothing(folder: Any) -> None:
+def test_p7_publish_in_a_thread_that_nobody_joins_is_whole_or_nothing(folder: Path) -> None:
     """A sync block that ends while another thread is in the midst of its rows waits for that, and falls."""
-    from .sides import sqlite_side
-
     side = sqlite_side(folder, "sqlite3")
     outbox = side.outbox()
     raised: list[BaseException] = []
@@ -273,10 +276,8 @@ async def test_p8_damaged_topic_of_a_row_stops_nobody_else(file: Side, client: C
     assert file.read("SELECT id FROM halfmsg_tx WHERE unsent IS NULL") == [(ids[2],)]
 
 
-async def test_p2_what_user_code_sets_on_a_connection_of_ours_ends_with_its_use(folder: Any) -> None:
+async def test_p2_what_user_code_sets_on_a_connection_of_ours_ends_with_its_use(folder: Path) -> None:
     """A temporary table, a file that is attached, another durability: the next block has a connection as it was."""
-    from .sides import sqlite_side
-
     for kind in ("sqlite3", "aiosqlite"):
         side = sqlite_side(folder, kind)
         async with closing(side.outbox()) as outbox:
@@ -288,3 +289,143 @@ async def test_p2_what_user_code_sets_on_a_connection_of_ours_ends_with_its_use(
                     found = [await settled((await settled(tx.conn.execute(f"PRAGMA {name}"))).fetchone()) for name in ("synchronous", "query_only")]
                     assert found == [(2,), (0,)], setting
         await side.close()
+
+
+# --- claims, and publishes that nobody awaits ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["unordered", "ordered"])
+async def test_p2_claim_beside_a_call_that_fails_falls_with_ones_own_transaction(database: Side, kind: str) -> None:
+    """A claim that stood by itself would make its repeat a duplicate: acked, and never done."""
+    conn = await database.connect(autocommit=True)
+    async with inbox_of(database) as inbox:
+        for turns in TURNS:
+            delivery = unordered() if kind == "unordered" else ordered(1)
+            with pytest.raises(ZeroDivisionError):
+                async with own_transaction(database, conn):
+                    late = asyncio.ensure_future(inbox.claim(conn, delivery))
+                    await asyncio.gather(late, charge(turns))
+            await asyncio.gather(late, return_exceptions=True)
+            assert (database.count("halfmsg_inbox"), database.count("halfmsg_key")) == (0, 0), turns
+            async with own_transaction(database, conn):
+                assert await inbox.claim(conn, delivery)
+            database.read("DELETE FROM halfmsg_inbox")
+            database.read("DELETE FROM halfmsg_key")
+
+
+async def test_p2_publish_that_its_own_commit_overtakes_is_whole(database: Side) -> None:
+    """A task that nobody awaits, and the transaction commits under it: all of its messages are there, or it says why none is."""
+    async with closing(database.outbox()) as outbox:
+        outbox.learn_source()
+        conn = await database.connect(autocommit=True)
+        for turns in TURNS:
+            async with own_transaction(database, conn):
+                late = [asyncio.ensure_future(outbox.publish_many(conn, [plain() for _ in range(3)]))]
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+            await asyncio.gather(*late, return_exceptions=True)
+            _, rows, fences = database.counts()
+            assert rows == 3 * fences == database.last_number(), turns
+
+
+async def test_r8_timeout_while_an_outbox_learns_its_database_ends_the_transaction(postgres: Side) -> None:
+    """The first publish of one that was never opened asks the database behind its URL, which says nothing: swallowed, the commit is none."""
+    conn = await postgres.connect()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        outbox = Outbox(Client(), "orders", f"postgresql://postgres@127.0.0.1:{silent.getsockname()[1]}/none")
+        await postgres.business(conn)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await outbox.publish(conn, "s", 1, key="k")
+        await conn.commit()
+    assert postgres.counts() == (0, 0, 0)
+
+
+# --- connections that are shared, lent again, or lost --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("autocommit", [True, False])
+def test_p2_threads_that_share_a_connection_begin_one_after_the_other(server: str, autocommit: bool) -> None:
+    """Whoever is refused tries again: no block ends in another one's transaction, or ends it."""
+    side = postgres_side(server, "psycopg")
+    outbox = side.outbox()
+    conn = psycopg.connect(side.url, autocommit=autocommit)
+    done: list[int] = []
+    before = sys.getswitchinterval()
+
+    def work(name: int) -> None:
+        for number in range(60):
+            for _ in range(20_000):
+                try:
+                    with outbox.transaction(conn) as tx:
+                        tx.conn.execute("INSERT INTO business (id) VALUES (%s)", (f"{name}-{number}",))
+                        tx.publish("u", number)
+                except UsageError as error:
+                    assert error.code == "already_in_transaction"
+                else:
+                    done.append(name)
+                    break
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in range(3)]
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    finally:
+        sys.setswitchinterval(before)
+    conn.close()
+    assert done
+    assert side.counts() == (len(done),) * 3
+
+
+async def test_p9_connections_that_were_lent_are_used_again(folder: Path) -> None:
+    """One connection, and one thread, for one block after the other; set back to what it was."""
+    for kind in ("sqlite3", "aiosqlite"):
+        side = sqlite_side(folder, kind)
+        async with closing(side.outbox()) as outbox:
+            seen = []
+            for _ in range(4):
+                async with block(side, outbox) as tx:
+                    assert tx.conn.isolation_level is None
+                    seen.append(tx.conn)
+                    await settled(tx.publish("u", 1))
+                    tx.conn.isolation_level = "DEFERRED"
+            assert all(conn is seen[0] for conn in seen)
+        await side.close()
+
+
+async def test_p9_block_that_is_cancelled_at_a_silent_server_ends(postgres: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for its rollback; a server that says nothing after that is hung up on, or the process would never come to stop."""
+    monkeypatch.setattr(adapter_of_psycopg, "SILENT_S", 0.1)
+    async with deaf_proxy(postgres.url) as (proxy, url), closing(Outbox(Client(), "orders", postgres.url)) as outbox:
+        conn = await psycopg.AsyncConnection.connect(url)
+        silent = asyncio.Event()
+
+        async def order() -> None:
+            async with outbox.transaction(conn) as tx:
+                await postgres.business(tx.conn)
+                proxy.fall_silent()
+                silent.set()
+                raise ZeroDivisionError
+
+        ordering = asyncio.ensure_future(order())
+        await silent.wait()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        ordering.cancel()
+        async with asyncio.timeout(5):
+            await asyncio.wait({ordering})
+        assert ordering.cancelled()
+        assert conn.closed
+    assert postgres.counts() == (0, 0, 0)
+
+
+async def test_error_of_a_body_that_closes_its_connection_comes_out(side: Side) -> None:
+    async with closing(side.outbox()) as outbox:
+        conn = await side.connect()
+        with pytest.raises(ZeroDivisionError):
+            async with block(side, outbox, conn) as tx:
+                await settled(tx.conn.close())
+                raise ZeroDivisionError
