@@ -354,7 +354,7 @@ def test_p2_threads_that_share_a_connection_begin_one_after_the_other(server: st
     before = sys.getswitchinterval()
 
     def work(name: int) -> None:
-        for number in range(60):
+        for number in range(30):
             for _ in range(20_000):
                 try:
                     with outbox.transaction(conn) as tx:
