@@ -13,6 +13,8 @@ from halfmsg.coordinator.store.writer import OUTSIDE, Call, Job, Writer
 from .seams import NODE, Node
 
 DISK_S = 0.0015
+BEHIND_COMMIT = ("committed", "checkpointed")
+"""Fail points of a group whose COMMIT has returned; a checkpoint may be due with it."""
 
 
 class Crash(BaseException):
@@ -56,7 +58,7 @@ class SimWriter(Writer):
                 self._run_group(jobs)
                 self._note(jobs)
         except Crash as crash:
-            if crash.name == "committed":
+            if crash.name in BEHIND_COMMIT and jobs[0].calls[0][0] is not OUTSIDE:
                 self._note(jobs)
             self._world.failpoint_fired(crash.name)
             return
