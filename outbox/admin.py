@@ -113,9 +113,8 @@ def _waiting(home: Home, limit: int) -> Steps[list[Waiting]]:
     unsent: Rows = yield home.tables.sql("unsent", *fence.FIRST, limit)
     refused: Rows = yield home.tables.sql("refused", limit)
     for id, why in [(row[0], None) for row in unsent] + [(row[0], row[1]) for row in refused]:
-        rows: Rows = yield home.tables.sql("out_of", bytes(id))
-        for _, topic, key, sequence, _, _ in rows:
-            found.append(Waiting(fence.id_text(id), topic, None if key is None else bytes(key).decode(), sequence, why))
+        for _, topic, key, sequence, _, _ in (yield from fence.read_rows(home.tables, id)):
+            found.append(Waiting(fence.id_text(id), topic, None if key is None else bytes(key).decode(errors="replace"), sequence, why))
     return found
 
 

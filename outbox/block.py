@@ -112,9 +112,12 @@ class Block(Generic[C]):
     def _enter(self, tx_type: Any) -> None:
         """From here on nobody else opens one on this connection."""
         tx = tx_type(self._outbox, self._adapter.conn)
-        if not tx.register() or _is_in_transaction(self._adapter):
+        if _is_in_transaction(self._adapter) or not tx.register():
+            raise already_in_transaction()
+        if _is_in_transaction(self._adapter):  # begun by another thread between the two
             tx.unregister()
-            raise UsageError("already_in_transaction", "a transaction is open on this connection already; use outbox.publish(conn, …) inside it")
+            raise already_in_transaction()
+        tx.accept()
         self._tx = tx
 
     def _leave(self) -> None:
@@ -145,13 +148,15 @@ class Block(Generic[C]):
                 self._tx._source = self._outbox._source
             await self._adapter.run(_begin())
         except BaseException:
-            if entered and not own:  # cancelled, and the database has begun: the caller's connection must not keep the lock
-                with contextlib.suppress(Exception):
-                    await self._adapter.run(one(Abort()))
-                    await self._roll_back_left()
-            self._leave()
-            if own:
-                await self._outbox._home.give(self._adapter, broken=True)
+            try:
+                if entered and not own:  # cancelled, and the database has begun: the caller's connection must not keep the lock
+                    with contextlib.suppress(Exception):
+                        await self._adapter.run(one(Abort()))
+                        await self._roll_back_left()
+            finally:
+                self._leave()
+                if own:
+                    await self._outbox._home.give(self._adapter, broken=True)
             raise
         return self._tx  # type: ignore[no-any-return]
 
@@ -166,12 +171,14 @@ class Block(Generic[C]):
             if e is None:  # else the body's own error is what people look for
                 raise
         finally:
-            if self._on is not None:
-                await self._roll_back_left()
-            self._leave()
-            if self._on is None:
-                await self._outbox._home.give(adapter, broken=not whole, lent=True)
-            self._wake()
+            try:
+                if self._on is not None:
+                    await self._roll_back_left()
+            finally:  # cancelled meanwhile: nobody else would ever come to this connection
+                self._leave()
+                self._wake()
+                if self._on is None:
+                    await self._outbox._home.give(adapter, broken=not whole, lent=True)
 
     async def _roll_back_left(self) -> None:
         if _is_left(self._adapter):
@@ -195,13 +202,15 @@ class Block(Generic[C]):
                 self._tx._source = self._outbox._source
             run_sync(_begin(), self._adapter)
         except BaseException:
-            if entered and not own:
-                with contextlib.suppress(Exception):
-                    run_sync(one(Abort()), self._adapter)
-                    self._roll_back_left_sync()
-            self._leave()
-            if own:
-                self._outbox._home.give_sync(self._adapter, broken=True)
+            try:
+                if entered and not own:
+                    with contextlib.suppress(Exception):
+                        run_sync(one(Abort()), self._adapter)
+                        self._roll_back_left_sync()
+            finally:
+                self._leave()
+                if own:
+                    self._outbox._home.give_sync(self._adapter, broken=True)
             raise
         return self._tx  # type: ignore[no-any-return]
 
@@ -216,17 +225,23 @@ class Block(Generic[C]):
             if e is None:
                 raise
         finally:
-            if self._on is not None:
-                self._roll_back_left_sync()  # before another thread may begin on it
-            self._leave()
-            if self._on is None:
-                self._outbox._home.give_sync(adapter, broken=not whole, lent=True)
-            self._wake()
+            try:
+                if self._on is not None:
+                    self._roll_back_left_sync()  # before another thread may begin on it
+            finally:
+                self._leave()
+                self._wake()
+                if self._on is None:
+                    self._outbox._home.give_sync(adapter, broken=not whole, lent=True)
 
     def _roll_back_left_sync(self) -> None:
         if _is_left(self._adapter):
             with contextlib.suppress(Exception):  # a connection that is lost is rolled back, too
                 self._adapter.conn.rollback()
+
+
+def already_in_transaction() -> UsageError:
+    return UsageError("already_in_transaction", "a transaction is open on this connection already; use outbox.publish(conn, …) inside it")
 
 
 def _begin() -> Steps[None]:

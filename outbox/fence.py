@@ -266,19 +266,24 @@ def is_damage(error: Exception) -> bool:
     return isinstance(error, msgspec.MsgspecError | ValueError | TypeError) or "Could not decode to UTF-8" in str(error)
 
 
+def read_rows(tables: Tables, id: bytes) -> Steps[Rows]:
+    """A row set to look at: what cannot even be read is one row, `DAMAGED`."""
+    try:
+        rows: Rows = yield tables.sql("out_of", bytes(id))
+    except Exception as error:
+        if not is_damage(error):
+            raise
+        return [DAMAGED]
+    return rows
+
+
 def read_unsent(tables: Tables, limit: int, bytes_max: int, after: tuple[int, bytes] = FIRST) -> Steps[list[Unsent]]:
     """The oldest unsent row sets after `(mark, id)`, up to a number and a size of bodies."""
     found: list[Unsent] = []
     size = 0
     heads: Rows = yield tables.sql("unsent", *after, limit)
     for id, digest, mark in heads:
-        rows: Rows
-        try:
-            rows = yield tables.sql("out_of", bytes(id))
-        except Exception as error:
-            if not is_damage(error):
-                raise
-            rows = [DAMAGED]
+        rows = yield from read_rows(tables, id)
         found.append(Unsent(bytes(id), None if digest is None else bytes(digest), mark, tuple(rows)))
         size += found[-1].body_bytes
         if size >= bytes_max:

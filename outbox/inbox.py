@@ -117,6 +117,7 @@ class Inbox:
         whole = at_work = False
         lent = LentAsync(adapter.conn, adapter.dialect)
         lent.register()
+        lent.accept()
         try:
             with _beginning():
                 at_work = await adapter.run(self._open(delivery))
@@ -178,6 +179,7 @@ class Inbox:
             whole = at_work = False
             lent = LentSync(adapter.conn, adapter.dialect)
             lent.register()
+            lent.accept()
             try:
                 with _beginning():
                     at_work = run_sync(self._open(delivery), adapter)

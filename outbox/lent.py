@@ -22,7 +22,8 @@ _LENT: Final[dict[int, Any]] = {}
 
 def lent_on(conn: object) -> Any:
     """The LentSync or LentAsync of a connection; None: the transaction on it, if there is one, is the user's own."""
-    return _LENT.get(id(conn))
+    lent = _LENT.get(id(conn))
+    return lent if lent is not None and lent.accepted else None
 
 
 class Lent:
@@ -32,6 +33,11 @@ class Lent:
         self._pending = 0
         self._ended = False
         self._failed: BaseException | None = None
+        self.accepted = False
+
+    def accept(self) -> None:
+        """From now on what is published on its connection is its own. One that is registered and not accepted only keeps others out."""
+        self.accepted = True
 
     def register(self) -> bool:
         """False: another one is there, which stays. In one step, as threads may share a connection."""

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from halfmsg.txclient import UsageError
 
-from .effects import Dialect, Rows, Sql, Steps
+from .effects import Check, Dialect, Rows, Sql, Steps
 from .errors import NotInTransaction
 
 SCHEMA_VERSION: Final = 1
@@ -161,7 +161,8 @@ class Tables:
     def written(self, meta: Meta | None, name: str, *args: object) -> Steps[Rows]:
         """A statement that writes in the transaction of `meta`, and gives rows. Raises NotInTransaction where that has ended, and writes nothing.
 
-        One that was committed meanwhile has the fence of this: then the numbers and rows that are left go by themselves, to make it whole.
+        One that was committed meanwhile has the fence of this: then the numbers and rows that are left go by themselves, to make it whole; but
+        never into another transaction, which may be rolled back.
         """
         rows: Rows
         if meta is not None and meta.here:
@@ -171,9 +172,8 @@ class Tables:
             [[now]] = yield self.sql("here", *meta.here, *meta.here)
             if now == "here":
                 return rows
-            if now != "committed" or name not in ("draw", "out_put"):
+            if now != "committed" or name not in ("draw", "out_put") or (yield from _is_open()):
                 raise NotInTransaction(OVER)
-            meta.here.clear()
         rows = yield self.sql(name, *args)
         return rows
 
@@ -202,6 +202,14 @@ class Tables:
         rows: Rows = yield self.sql("exists", f"{self.prefix}%")
         have = {row[0] for row in rows}
         return [self.prefix + name for name in NAMES if self.prefix + name not in have]
+
+
+def _is_open() -> Steps[bool]:
+    try:
+        yield Check()
+    except NotInTransaction:
+        return False
+    return True
 
 
 def checked_prefix(prefix: str) -> str:

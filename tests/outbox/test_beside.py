@@ -21,11 +21,13 @@ import pytest
 
 from halfmsg import Client, Delivery, Fenced, Message, Outbox, Retry, UsageError
 from halfmsg.checkback import Question
+from halfmsg.outbox import admin
 from halfmsg.outbox.adapters import psycopg as adapter_of_psycopg
+from halfmsg.outbox.lent import lent_on
 from halfmsg.outbox.relay import Relay
 
 from .deliveries import effect, inbox_of, ordered, side_insert, unordered
-from .faults import deaf_proxy
+from .faults import cancel_at, deaf_proxy
 from .sides import Side, closing, plain, postgres_side, settled, sqlite_side
 from .test_block import block, on_of, owner
 
@@ -271,6 +273,7 @@ async def test_p8_damaged_topic_of_a_row_stops_nobody_else(file: Side, client: C
         file.read("UPDATE halfmsg_out SET topic = CAST(? AS TEXT) WHERE tx_id = ?", b"\xf3", ids[0])
         file.read("UPDATE halfmsg_out SET body = 'text' WHERE tx_id = ?", ids[1])
         await outbox._load_source()
+        assert [each.topic for each in admin.waiting(file.url)] == ["", "u", "u"], "the operator's list shows the others"
         report = await Relay(client, "orders", outbox._home, outbox._source or b"").tick()
         assert (report.submitted, report.refused) == (1, 2)
     assert file.read("SELECT id FROM halfmsg_tx WHERE unsent IS NULL") == [(ids[2],)]
@@ -419,6 +422,7 @@ async def test_p9_block_that_is_cancelled_at_a_silent_server_ends(postgres: Side
             await asyncio.wait({ordering})
         assert ordering.cancelled()
         assert conn.closed
+        assert lent_on(conn) is None
     assert postgres.counts() == (0, 0, 0)
 
 
@@ -429,3 +433,26 @@ async def test_error_of_a_body_that_closes_its_connection_comes_out(side: Side) 
             async with block(side, outbox, conn) as tx:
                 await settled(tx.conn.close())
                 raise ZeroDivisionError
+
+
+async def test_p9_connection_is_free_after_a_block_that_was_cancelled_at_any_moment_of_its_end(postgres: Side) -> None:
+    """Also in the ROLLBACK itself: the next block, and a bare publish, find it as it was."""
+    conn = await postgres.connect(autocommit=True)
+    async with closing(postgres.outbox()) as outbox:
+        outbox.learn_source()
+
+        async def order() -> None:
+            async with outbox.transaction(conn) as tx:
+                await tx.conn.execute("SELECT 1/0")
+
+        for k in range(1, 40):
+            reached, _ = await cancel_at(order(), k)
+            if conn.closed:  # psycopg may close what it could not cancel in time
+                conn = await postgres.connect(autocommit=True)
+            assert lent_on(conn) is None, k
+            async with outbox.transaction(conn) as tx:
+                await tx.publish("u", k)
+            if not reached:
+                break
+    assert postgres.counts() == (0, k, k)
+    assert k > 3
