@@ -13,7 +13,7 @@ from tests.sim.ledger import Ledger
 from tests.sim.marks import MARKS, NEVER_MISSED, enough
 
 SEEDS = 300
-TIMEOUT_S = 840
+TIMEOUT_S = 1_800
 
 
 def sim(*args: str) -> subprocess.CompletedProcess[str]:
