@@ -26,9 +26,12 @@ C = TypeVar("C")
 
 
 class _Tx(Lent, Generic[C]):
+    """Of either colour: it stands before `LentSync` or `LentAsync`, whose beginning it calls."""
+
     conn: C
 
-    def _set(self, outbox: Outbox) -> None:
+    def __init__(self, outbox: Outbox, conn: C) -> None:
+        super().__init__(conn, outbox._home.dialect)
         self._outbox = outbox
         self._attempt = Attempt(outbox._id(None), outbox._mark(), stored=False)
         self._count = 0
@@ -50,12 +53,8 @@ class _Tx(Lent, Generic[C]):
         return receipts_of(self._attempt.id, drawn)
 
 
-class SyncTx(LentSync, _Tx[C]):
+class SyncTx(_Tx[C], LentSync):
     """`with outbox.transaction() as tx`."""
-
-    def __init__(self, outbox: Outbox, conn: C) -> None:
-        super().__init__(conn, outbox._home.dialect)
-        self._set(outbox)
 
     def publish(self, topic: str, body: object, **options: Unpack[MessageOptions]) -> Receipt:
         return self.publish_many([Message(topic, body, **options)])[0]
@@ -65,12 +64,8 @@ class SyncTx(LentSync, _Tx[C]):
         return self.run(self._add(checked), adapter_of(self.conn))  # type: ignore[arg-type]
 
 
-class AsyncTx(LentAsync, _Tx[C]):
+class AsyncTx(_Tx[C], LentAsync):
     """`async with outbox.transaction() as tx`."""
-
-    def __init__(self, outbox: Outbox, conn: C) -> None:
-        super().__init__(conn, outbox._home.dialect)
-        self._set(outbox)
 
     def publish(self, topic: str, body: object, **options: Unpack[MessageOptions]) -> Any:
         checked = self._outbox._checked([Message(topic, body, **options)])
@@ -113,10 +108,10 @@ class Block(Generic[C]):
         """From here on nobody else opens one on this connection."""
         tx = tx_type(self._outbox, self._adapter.conn)
         if _is_in_transaction(self._adapter) or not tx.register():
-            raise already_in_transaction()
+            raise _already_in_transaction()
         if _is_in_transaction(self._adapter):  # begun by another thread between the two
             tx.unregister()
-            raise already_in_transaction()
+            raise _already_in_transaction()
         tx.accept()
         self._tx = tx
 
@@ -240,7 +235,7 @@ class Block(Generic[C]):
                 self._adapter.conn.rollback()
 
 
-def already_in_transaction() -> UsageError:
+def _already_in_transaction() -> UsageError:
     return UsageError("already_in_transaction", "a transaction is open on this connection already; use outbox.publish(conn, …) inside it")
 
 

@@ -85,7 +85,7 @@ def read_meta(tables: Tables, *, inside: bool = False) -> Steps[Meta]:
     found = {META_NAMES[row[0]]: (row[1], row[2]) for row in rows if row[0] >= 0}
     if "source" not in found or found["schema"][1] > SCHEMA_VERSION:
         raise schema_missing(tables)
-    here = [rows[0][3]] if numbered else []
+    here = (rows[0][3],) if numbered else ()
     return Meta(bytes(found["source"][0]), found["source"][1], found["purged_before"][1], here)
 
 

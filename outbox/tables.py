@@ -49,7 +49,7 @@ _SQL: Final = {
     "meta_set": "UPDATE {p}meta SET v = ? WHERE k = ?",
     "lane_put": "INSERT INTO {p}lane (lane, until) VALUES (?, 0) ON CONFLICT (lane) DO NOTHING",
     "draw": "INSERT INTO {p}seq (topic, okey, n) VALUES (?, ?, 1) ON CONFLICT (topic, okey) DO UPDATE SET n = {p}seq.n + 1 RETURNING n",
-    "out_put": "INSERT INTO {p}out (tx_id, idx, topic, okey, seq, meta, body) VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING 1",
+    "out_put": "INSERT INTO {p}out (tx_id, idx, topic, okey, seq, meta, body) VALUES (?, ?, ?, ?, ?, ?, ?)",
     "out_of": "SELECT idx, topic, okey, seq, meta, body FROM {p}out WHERE tx_id = ? ORDER BY idx",
     "numbers_of": "SELECT idx, seq, meta FROM {p}out WHERE tx_id = ? ORDER BY idx",
     "who": "SELECT tx_id FROM {p}out WHERE topic = ? AND okey = ? AND seq = ?",
@@ -76,7 +76,7 @@ _SQL: Final = {
     "key_has": "SELECT 1 FROM {p}key WHERE grp = ? AND generation = ? AND source = ? AND topic = ? AND okey = ? AND last >= ?",
     "missed_has": "SELECT 1 FROM {p}missed WHERE grp = ? AND generation = ? AND source = ? AND topic = ? AND okey = ? AND seq = ?",
     "key_put": "INSERT INTO {p}key (grp, generation, source, topic, okey, last) VALUES (?, ?, ?, ?, ?, 0) ON CONFLICT DO NOTHING",
-    "key_set": "UPDATE {p}key SET last = ? WHERE grp = ? AND generation = ? AND source = ? AND topic = ? AND okey = ? RETURNING 1",
+    "key_set": "UPDATE {p}key SET last = ? WHERE grp = ? AND generation = ? AND source = ? AND topic = ? AND okey = ?",
     "missed_put": "INSERT INTO {p}missed (grp, generation, source, topic, okey, seq) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
     "missed_take": "DELETE FROM {p}missed WHERE grp = ? AND generation = ? AND source = ? AND topic = ? AND okey = ? AND seq = ? RETURNING 1",
 }
@@ -106,7 +106,7 @@ _BY_DIALECT: Final[dict[Dialect, dict[str, str]]] = {
         " CAST(? AS bigint) WHERE txid_current() = ? ON CONFLICT (grp, generation, msg) DO NOTHING RETURNING 1",
         "key_put_here": "INSERT INTO {p}key (grp, generation, source, topic, okey, last) SELECT CAST(? AS varchar), CAST(? AS integer),"
         " CAST(? AS varchar), CAST(? AS varchar), CAST(? AS bytea), 0 WHERE txid_current() = ? ON CONFLICT DO NOTHING RETURNING 1",
-        "key_set_here": f"{_SQL['key_set'].removesuffix(' RETURNING 1')} AND txid_current() = ? RETURNING 1",
+        "key_set_here": f"{_SQL['key_set']} AND txid_current() = ? RETURNING 1",
         "missed_put_here": "INSERT INTO {p}missed (grp, generation, source, topic, okey, seq) SELECT CAST(? AS varchar), CAST(? AS integer),"
         " CAST(? AS varchar), CAST(? AS varchar), CAST(? AS bytea), CAST(? AS bigint) WHERE txid_current() = ? ON CONFLICT DO NOTHING RETURNING 1",
         "missed_take_here": f"{_SQL['missed_take'].removesuffix(' RETURNING 1')} AND txid_current() = ? RETURNING 1",
@@ -142,7 +142,7 @@ class Meta(Struct, frozen=True):
     source: bytes
     incarnation: int
     purged_before: int
-    here: list[int] = []
+    here: tuple[int, ...] = ()
     """PostgreSQL, read inside a transaction that writes: the number of that."""
 
 
@@ -159,7 +159,7 @@ class Tables:
         return Sql(self._texts[name], args)
 
     def written(self, meta: Meta | None, name: str, *args: object) -> Steps[Rows]:
-        """A statement that writes in the transaction of `meta`, and gives rows. Raises NotInTransaction where that has ended, and writes nothing.
+        """A statement that writes in the transaction of `meta`. Raises NotInTransaction where that has ended, and writes nothing.
 
         One that was committed meanwhile has the fence of this: then the numbers and rows that are left go by themselves, to make it whole; but
         never into another transaction, which may be rolled back.

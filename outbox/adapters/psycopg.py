@@ -37,6 +37,8 @@ LIMITS: Final = {
 """Of connections that the library opens. By default TCP waits a quarter of an hour for a host that is gone, and keeps an idle one for ever."""
 
 SILENT_S: Final = 5.0
+"""How long a rollback whose task was cancelled waits for the server."""
+
 SWALLOWED = "an error in this transaction was swallowed, so the server would answer this COMMIT with a rollback; nothing of it is committed"
 
 

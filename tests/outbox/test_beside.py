@@ -83,7 +83,7 @@ async def test_p1_publish_beside_a_fence_that_is_too_late_falls_with_ones_own_tr
             half = outbox.prepared(Message("u", 1))
             await outbox.decide([Question(half.id, 0, None)])
             tombstones = database.count("halfmsg_tx")
-            with pytest.raises((Fenced, UsageError, psycopg.errors.InFailedSqlTransaction)):
+            with pytest.raises(Fenced):
                 async with own_transaction(database, conn):
                     await database.business(conn)
                     calls = [half.fence(conn), outbox.publish(conn, "s", 1, key="k")]
@@ -202,7 +202,8 @@ async def test_r8_claim_that_fails_in_a_block_fails_it(side: Side, owner: str) -
     """`Inbox.claim` on the connection of a block: swallowed, it leaves no business row without its message."""
     old = unordered(age=1e9)
     async with closing(side.outbox()) as outbox, inbox_of(side) as inbox:
-        with pytest.raises((Retry, psycopg.errors.InFailedSqlTransaction), match=r"beyond_inbox|aborted"):
+        told = psycopg.errors.InFailedSqlTransaction if side.dialect == "postgresql" else Retry
+        with pytest.raises(told, match="aborted" if told is not Retry else "beyond_inbox"):
             async with block(side, outbox, *await on_of(side, owner)) as tx:
                 await settled(tx.publish("s", 1, key="k"))
                 with suppress(Retry):
@@ -220,7 +221,7 @@ async def test_r8_fence_that_is_too_late_cannot_be_swallowed_and_committed(postg
     async with closing(postgres.outbox()) as outbox:
         half = outbox.prepared(Message("u", 1))
         await outbox.decide([Question(half.id, 0, None)])
-        with pytest.raises((Fenced, psycopg.Error)):
+        with pytest.raises(Fenced):
             async with block(postgres, outbox, *await on_of(postgres, owner)) as tx:
                 await postgres.business(tx.conn)
                 with suppress(Fenced):
