@@ -146,7 +146,7 @@ class Block(Generic[C]):
             try:
                 if entered and not own:  # cancelled, and the database has begun: the caller's connection must not keep the lock
                     with contextlib.suppress(Exception):
-                        await self._adapter.run(one(Abort()))
+                        await self._adapter.abort()
                         await self._roll_back_left()
             finally:
                 self._leave()

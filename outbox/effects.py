@@ -6,6 +6,7 @@ No await, no driver, no clock in a generator, so it is tested by feeding it list
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol, TypeVar
 
 from msgspec import Struct
@@ -61,6 +62,10 @@ class SyncAdapter(Protocol):
 
     @property
     def dialect(self) -> Dialect: ...
+    @property
+    def alone(self) -> AbstractContextManager[object]:
+        """To be held for all steps, where threads may share the connection."""
+
     def do(self, effect: Effect) -> Any: ...
     def close(self) -> None: ...
 
@@ -72,7 +77,10 @@ class AsyncAdapter(Protocol):
     @property
     def dialect(self) -> Dialect: ...
     async def run(self, steps: Steps[T]) -> T:
-        """Run to the end, as `run_sync` does, and as near to one piece as the driver can."""
+        """Run to the end, as `run_sync` does, with nothing of another task on this connection between the steps."""
+
+    async def abort(self) -> None:
+        """`Abort` by itself, to its end even when cancelled."""
 
     async def close(self) -> None: ...
 
@@ -82,21 +90,22 @@ Adapter = SyncAdapter | AsyncAdapter
 
 def run_sync(steps: Steps[T], adapter: SyncAdapter) -> T:
     """Run to the end; an error of the driver is thrown into the generator, which may end the transaction and raise it again."""
-    try:
-        effect = next(steps)
-        while True:
-            try:
-                result = adapter.do(effect)
-            except BaseException as error:
-                effect = steps.throw(error)
-            else:
-                effect = steps.send(result)
-    except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]
+    with adapter.alone:
+        try:
+            effect = next(steps)
+            while True:
+                try:
+                    result = adapter.do(effect)
+                except BaseException as error:
+                    effect = steps.throw(error)
+                else:
+                    effect = steps.send(result)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
 
 
 async def one_by_one(steps: Steps[T], do: Callable[[Effect], Awaitable[Any]]) -> T:
-    """For a driver that awaits each statement: what else runs on the connection may come between them."""
+    """The same for a driver that awaits each statement."""
     try:
         effect = next(steps)
         while True:

@@ -16,7 +16,7 @@ from halfmsg.txclient import Message, UsageError, transaction_digest
 
 from .effects import Check, Rows, Sql, Steps
 from .errors import AlreadyCommitted, Fenced, TransactionEnded
-from .tables import META_NAMES, SCHEMA_VERSION, Meta, Tables
+from .tables import META_NAMES, SCHEMA_VERSION, Tables
 
 COMMITTED: Final = 1
 ROLLED_BACK: Final = 2
@@ -35,6 +35,14 @@ class Kept(Struct, frozen=True, array_like=True):
 
 
 _decode_kept: Final = msgspec.msgpack.Decoder(Kept).decode
+
+
+class Meta(Struct, frozen=True):
+    """`halfmsg_meta`: which database this is, and below which mark it answers for nothing."""
+
+    source: bytes
+    incarnation: int
+    purged_before: int
 
 
 class Drawn(Struct, frozen=True):
@@ -62,22 +70,21 @@ def id_text(raw: bytes) -> str:
 def enter(tables: Tables, source: bytes | None) -> Steps[Meta]:
     """First statement of every publish: is a transaction open, is this our database, are our tables there?"""
     yield Check()
-    return (yield from our_meta(tables, source, inside=True))
+    return (yield from our_meta(tables, source))
 
 
-def our_meta(tables: Tables, source: bytes | None, *, inside: bool = False) -> Steps[Meta]:
-    """`inside` the transaction that will write. Raises UsageError(other_database) where the tables are not those of `source`."""
-    meta = yield from read_meta(tables, inside=inside)
+def our_meta(tables: Tables, source: bytes | None) -> Steps[Meta]:
+    """Raises UsageError(other_database) where the tables are not those of `source`."""
+    meta = yield from read_meta(tables)
     if source is not None and meta.source != source:
         raise UsageError("other_database", "this connection belongs to another database than the Outbox; its messages would have no fence")
     return meta
 
 
-def read_meta(tables: Tables, *, inside: bool = False) -> Steps[Meta]:
+def read_meta(tables: Tables) -> Steps[Meta]:
     """Raises UsageError(schema_missing): the text is the next command."""
-    numbered = inside and tables.dialect == "postgresql"
     try:
-        rows: Rows = yield tables.sql("meta_here" if numbered else "meta")
+        rows: Rows = yield tables.sql("meta")
     except Exception as error:
         if _is_missing_table(error):
             raise schema_missing(tables) from error
@@ -85,8 +92,7 @@ def read_meta(tables: Tables, *, inside: bool = False) -> Steps[Meta]:
     found = {META_NAMES[row[0]]: (row[1], row[2]) for row in rows if row[0] >= 0}
     if "source" not in found or found["schema"][1] > SCHEMA_VERSION:
         raise schema_missing(tables)
-    here = (rows[0][3],) if numbered else ()
-    return Meta(bytes(found["source"][0]), found["source"][1], found["purged_before"][1], here)
+    return Meta(bytes(found["source"][0]), found["source"][1], found["purged_before"][1])
 
 
 def schema_missing(tables: Tables) -> UsageError:
@@ -98,7 +104,7 @@ def _is_missing_table(error: Exception) -> bool:
     return "no such table" in str(error) or getattr(error, "sqlstate", None) == "42P01"
 
 
-def draw(tables: Tables, meta: Meta, messages: Sequence[Message], first_index: int = 0) -> Steps[list[Drawn]]:
+def draw(tables: Tables, messages: Sequence[Message], first_index: int = 0) -> Steps[list[Drawn]]:
     """A number for whatever has a key, from a counter row inside the local transaction: so numbers are in commit order (P7).
 
     Keys in sorted order, within a key in the order given, so that two services cannot deadlock on them (R21).
@@ -107,19 +113,19 @@ def draw(tables: Tables, meta: Meta, messages: Sequence[Message], first_index: i
     for at in sorted(range(len(messages)), key=lambda at: (messages[at].topic, messages[at].key or "", at)):
         key = messages[at].key
         if key is not None:
-            rows = yield from tables.written(meta, "draw", messages[at].topic, key.encode())
+            rows: Rows = yield tables.sql("draw", messages[at].topic, key.encode())
             numbers[at] = int(rows[0][0])
     return [Drawn(first_index + at, message, number) for at, (message, number) in enumerate(zip(messages, numbers, strict=True))]
 
 
-def write_out(tables: Tables, meta: Meta, attempt: Attempt, drawn: Iterable[Drawn]) -> Steps[None]:
+def write_out(tables: Tables, attempt: Attempt, drawn: Iterable[Drawn]) -> Steps[None]:
     """One row a message, written at once: a savepoint undoes row and number together (R16)."""
     for each in drawn:
         message = each.message
         kept = _encode(Kept(message.digest(), message.content_type, message.tag, message.attributes))
         key = None if message.key is None else message.key.encode()
         body = None if attempt.stored else message.body
-        yield from tables.written(meta, "out_put", attempt.id, each.index, message.topic, key, each.sequence, kept, body)
+        yield tables.sql("out_put", attempt.id, each.index, message.topic, key, each.sequence, kept, body)
 
 
 def lay(tables: Tables, attempt: Attempt, meta: Meta, digest: bytes | None, *, in_block: bool) -> Steps[None]:
@@ -130,7 +136,7 @@ def lay(tables: Tables, attempt: Attempt, meta: Meta, digest: bytes | None, *, i
     mark = meta.purged_before if attempt.mark is None else attempt.mark
     unsent = None if attempt.stored else QUEUED
     try:
-        rows = yield from tables.written(meta, "fence_in_block" if in_block else "fence", attempt.id, digest, mark, unsent, mark)
+        rows: Rows = yield tables.sql("fence_in_block" if in_block else "fence", attempt.id, digest, mark, unsent, mark)
     except Exception as error:
         if type(error).__name__ != "IntegrityError":
             raise
@@ -151,8 +157,8 @@ def publish(tables: Tables, attempt: Attempt, messages: Sequence[Message], sourc
     meta = yield from enter(tables, source)
     # First, since the id decides whether this is a repeat; and from here on its lock says `running` to a check-back.
     yield from lay(tables, attempt, meta, transaction_digest([message.digest() for message in messages]), in_block=in_block)
-    drawn = yield from draw(tables, meta, messages)
-    yield from write_out(tables, meta, attempt, drawn)
+    drawn = yield from draw(tables, messages)
+    yield from write_out(tables, attempt, drawn)
     return drawn
 
 
@@ -168,8 +174,8 @@ def add(tables: Tables, attempt: Attempt, messages: Sequence[Message], first_ind
             yield from lay(tables, attempt, meta, None, in_block=True)
         except AlreadyCommitted as error:
             raise TransactionEnded() from error
-    drawn = yield from draw(tables, meta, messages, first_index)
-    yield from write_out(tables, meta, attempt, drawn)
+    drawn = yield from draw(tables, messages, first_index)
+    yield from write_out(tables, attempt, drawn)
     return meta, drawn
 
 
@@ -178,7 +184,7 @@ def close(tables: Tables, attempt: Attempt, source: bytes | None) -> Steps[None]
 
     `source`: where its messages were written. Looked for in other tables (a search path that was set since), none would be left.
     """
-    meta = yield from our_meta(tables, source, inside=True)
+    meta = yield from our_meta(tables, source)
     rows: Rows = yield tables.sql("numbers_of", attempt.id)
     if rows:
         digest = _digest_of(row[2] for row in rows)

@@ -21,7 +21,7 @@ from halfmsg.txclient import UsageError
 from . import fence
 from .effects import Abort, Adapter, AsyncAdapter, Begin, Commit, Dialect, Reset, Rows, Sql, Steps, SyncAdapter, ending, one, run_sync
 from .places import Places
-from .tables import Meta, Tables
+from .tables import Tables
 
 log = logging.getLogger("halfmsg.outbox")
 T = TypeVar("T")
@@ -249,7 +249,7 @@ class Home:
 
     def _is_reset_sync(self, adapter: SyncAdapter) -> bool:
         try:
-            adapter.do(Reset())
+            run_sync(one(Reset()), adapter)
         except Exception:
             log.debug("a connection was lost after its use", exc_info=True)
             return False
@@ -376,11 +376,11 @@ def in_time_sync(adapter: SyncAdapter, limit_s: float) -> Iterator[None]:
         last.join()  # one that has begun: its socket must not be another's by then
 
 
-def _looking(tables: Tables) -> Steps[Meta]:
+def _looking(tables: Tables) -> Steps[fence.Meta]:
     return (yield from (fence.read_meta(tables) if tables.dialect == "sqlite" else own_transaction(_in_time(tables))))
 
 
-def _in_time(tables: Tables) -> Steps[Meta]:
+def _in_time(tables: Tables) -> Steps[fence.Meta]:
     yield Sql(f"SET LOCAL statement_timeout = {1_000 * LOOK_S}")  # LOCAL: behind a pooler the session is others' too
     return (yield from fence.read_meta(tables))
 

@@ -23,12 +23,12 @@ from halfmsg.txclient._internal import NotBegun
 from . import _clock, fence, inbox_rules
 from .adapters import adapter_of
 from .effects import Abort, AsyncAdapter, Begin, Commit, Mark, Rows, Steps, SyncAdapter, Unmark, one, run_sync
-from .errors import NotInTransaction, TransactionEnded
+from .errors import TransactionEnded
 from .home import Home
 from .inbox_rules import Claim
 from .lent import Lent, LentAsync, LentSync, lent_on, run_on_async, run_on_sync
 from .outbox import AwaitsExecute
-from .tables import OVER, Meta, Tables
+from .tables import Tables
 
 log = logging.getLogger("halfmsg.inbox")
 LOCK_NOT_AVAILABLE: Final = "55P03"
@@ -66,16 +66,15 @@ class Inbox:
         return running() if lent is None else lent.awaited(running)
 
     def _claim(self, delivery: Delivery, group: str) -> Steps[bool]:
-        meta = yield from fence.enter(self._home.tables, None)
-        return (yield from self._claim_in(delivery, group, meta))
+        yield from fence.enter(self._home.tables, None)
+        return (yield from self._claim_in(delivery, group))
 
-    def _claim_in(self, delivery: Delivery, group: str, meta: Meta | None) -> Steps[bool]:
-        """`meta`: of the user's transaction. None: nobody else has the connection."""
+    def _claim_in(self, delivery: Delivery, group: str) -> Steps[bool]:
         if delivery.sequence is not None and delivery.key is not None:
-            return (yield from claim_ordered(self._home.tables, delivery, group, meta))
+            return (yield from claim_ordered(self._home.tables, delivery, group))
         if delivery.age > self._keep_s:
             raise Retry(f"beyond_inbox: handed out first {delivery.age:.0f} s ago, and this inbox remembers {self._keep_s:.0f} s")
-        return (yield from claim_unordered(self._home.tables, delivery, group, _clock.wall_ms(), meta))
+        return (yield from claim_unordered(self._home.tables, delivery, group, _clock.wall_ms()))
 
     # --- for Consumer ----------------------------------------------------------------------------------------------------------
 
@@ -166,7 +165,7 @@ class Inbox:
             if adapter.dialect == "postgresql":
                 await adapter.conn.rollback()
             else:
-                await adapter.run(one(Abort()))
+                await adapter.abort()
         except Exception:
             log.debug("inbox: a connection was lost under a handler", exc_info=True)
             return False
@@ -232,9 +231,9 @@ class Inbox:
         yield Begin()
         yield Mark()
         if self._home.dialect != "postgresql":
-            return (yield from self._claim_in(delivery, delivery.group, None))
+            return (yield from self._claim_in(delivery, delivery.group))
         yield self._home.tables.sql("claim_wait")
-        mine = yield from self._claim_in(delivery, delivery.group, None)
+        mine = yield from self._claim_in(delivery, delivery.group)
         yield self._home.tables.sql("claim_waited")
         return mine
 
@@ -299,9 +298,9 @@ def _beginning() -> Iterator[None]:
         raise NotBegun("inbox_away", words) from error
 
 
-def claim_unordered(tables: Tables, delivery: Delivery, group: str, now_ms: int, meta: Meta | None = None) -> Steps[bool]:
+def claim_unordered(tables: Tables, delivery: Delivery, group: str, now_ms: int) -> Steps[bool]:
     """One row (group, generation, message). The count of the insert tells, never an error."""
-    rows = yield from tables.written(meta, "inbox_put", group, delivery.generation, _message_key(delivery.id), now_ms)
+    rows: Rows = yield tables.sql("inbox_put", group, delivery.generation, _message_key(delivery.id), now_ms)
     return bool(rows)
 
 
@@ -325,23 +324,21 @@ def _key_of(delivery: Delivery, group: str) -> tuple[object, ...]:
     return group, delivery.generation, delivery.source or "", delivery.topic, (delivery.key or "").encode()
 
 
-def claim_ordered(tables: Tables, delivery: Delivery, group: str, meta: Meta | None = None) -> Steps[bool]:
+def claim_ordered(tables: Tables, delivery: Delivery, group: str) -> Steps[bool]:
     """The key's row is locked first: it is the fence against a consumer whose lease has ended (R13). Then R6."""
     if delivery.key is None or delivery.sequence is None:
         raise UsageError("bad_request", "a delivery of an ordered topic has a key and a number")
     at = _key_of(delivery, group)
-    yield from tables.written(meta, "key_put", *at)
+    yield tables.sql("key_put", *at)
     rows: Rows = yield tables.sql("key_last", *at)
-    if not rows:
-        raise NotInTransaction(OVER)
     last, number = int(rows[0][0]), delivery.sequence
     in_missed = False
     if number <= last and delivery.redriven:
-        taken = yield from tables.written(meta, "missed_take", *at, number)
+        taken: Rows = yield tables.sql("missed_take", *at, number)
         in_missed = bool(taken)
     claim = inbox_rules.judge(last=last, number=number, redriven=delivery.redriven, in_missed=in_missed)
     if claim is Claim.RUN:
         for missed in inbox_rules.newly_missed(last=last, number=number, named=delivery.missed or ()):
-            yield from tables.written(meta, "missed_put", *at, missed)
-        yield from tables.written(meta, "key_set", number, *at)
+            yield tables.sql("missed_put", *at, missed)
+        yield tables.sql("key_set", number, *at)
     return claim is not Claim.DUPLICATE

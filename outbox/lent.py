@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 
 from halfmsg.txclient import UsageError
 
-from .effects import Abort, AsyncAdapter, Dialect, Effect, Sql, Steps, SyncAdapter, ending, one, run_sync
+from .effects import Abort, AsyncAdapter, Dialect, Effect, Sql, Steps, SyncAdapter, ending, run_sync
 from .errors import TransactionEnded
 
 T = TypeVar("T")
@@ -158,5 +158,5 @@ async def run_on_async(adapter: AsyncAdapter, lent: LentAsync | None, steps: Ste
     try:
         return await adapter.run(ending(steps))
     except asyncio.CancelledError:
-        await adapter.run(one(Abort()))
+        await adapter.abort()
         raise

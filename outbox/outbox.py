@@ -23,7 +23,7 @@ from halfmsg.txclient._sync import run as in_portal
 
 from . import _clock, answering, fence, tables
 from .adapters import adapter_of
-from .effects import Abort, AsyncAdapter, Steps, one
+from .effects import AsyncAdapter, Steps
 from .fence import Attempt, Drawn
 from .home import Home, own_transaction
 from .lent import lent_on, run_on_async, run_on_sync
@@ -163,7 +163,7 @@ class Outbox:
             await self.learn_source_aside()
         except asyncio.CancelledError:  # swallowed, it must not leave business rows without their message (R8)
             if lent is None:
-                await adapter.run(one(Abort()))
+                await adapter.abort()
             raise
         return then(await run_on_async(adapter, lent, self._ours(known, steps(lent is not None))))
 

@@ -6,12 +6,9 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from msgspec import Struct
-
 from halfmsg.txclient import UsageError
 
-from .effects import Check, Dialect, Rows, Sql, Steps
-from .errors import NotInTransaction
+from .effects import Dialect, Rows, Sql, Steps
 
 SCHEMA_VERSION: Final = 1
 PREFIX: Final = "halfmsg_"
@@ -84,9 +81,9 @@ _FENCE: Final = (
     "INTO {p}tx (id, verdict, digest, mark, unsent, refused) SELECT ?, 1, ?, ?, ?, NULL WHERE ? >= (SELECT n FROM {p}meta WHERE k = 'purged_before')"
 )
 _FENCE_PG: Final = (
-    "INSERT INTO {p}tx (id, verdict, digest, mark, unsent, refused) SELECT CAST(? AS bytea), 1, CAST(? AS bytea), CAST(? AS bigint),"
-    " CAST(? AS smallint), NULL WHERE CAST(? AS bigint) >= (SELECT n FROM {p}meta WHERE k = 'purged_before') AND txid_current() = ?"
-    " ON CONFLICT (id) DO NOTHING RETURNING 1"
+    _FENCE.replace("SELECT ?, 1, ?, ?, ?,", "SELECT CAST(? AS bytea), 1, CAST(? AS bytea), CAST(? AS bigint), CAST(? AS smallint),").replace(
+        "WHERE ? >=", "WHERE CAST(? AS bigint) >="
+    )
 )
 _BY_DIALECT: Final[dict[Dialect, dict[str, str]]] = {
     "sqlite": {
@@ -98,24 +95,8 @@ _BY_DIALECT: Final[dict[Dialect, dict[str, str]]] = {
         "lock_wait": "PRAGMA busy_timeout = 50",
     },
     "postgresql": {
-        # `_here`: what a publish or a claim writes, it writes in the transaction in which it began, told by its number: a driver awaits each
-        # statement, and what runs beside them may end that transaction. (SQLite: all go to the connection's thread at once.)
-        "meta_here": f"{_SQL['meta'].replace(' FROM', ', txid_current() FROM')}",
-        "here": "SELECT CASE WHEN txid_current() = CAST(? AS bigint) THEN 'here' ELSE txid_status(CAST(? AS bigint)) END",
-        "inbox_put_here": "INSERT INTO {p}inbox (grp, generation, msg, at) SELECT CAST(? AS varchar), CAST(? AS integer), CAST(? AS bytea),"
-        " CAST(? AS bigint) WHERE txid_current() = ? ON CONFLICT (grp, generation, msg) DO NOTHING RETURNING 1",
-        "key_put_here": "INSERT INTO {p}key (grp, generation, source, topic, okey, last) SELECT CAST(? AS varchar), CAST(? AS integer),"
-        " CAST(? AS varchar), CAST(? AS varchar), CAST(? AS bytea), 0 WHERE txid_current() = ? ON CONFLICT DO NOTHING RETURNING 1",
-        "key_set_here": f"{_SQL['key_set']} AND txid_current() = ? RETURNING 1",
-        "missed_put_here": "INSERT INTO {p}missed (grp, generation, source, topic, okey, seq) SELECT CAST(? AS varchar), CAST(? AS integer),"
-        " CAST(? AS varchar), CAST(? AS varchar), CAST(? AS bytea), CAST(? AS bigint) WHERE txid_current() = ? ON CONFLICT DO NOTHING RETURNING 1",
-        "missed_take_here": f"{_SQL['missed_take'].removesuffix(' RETURNING 1')} AND txid_current() = ? RETURNING 1",
-        "draw_here": "INSERT INTO {p}seq (topic, okey, n) SELECT CAST(? AS varchar), CAST(? AS bytea), 1 WHERE txid_current() = ?"
-        " ON CONFLICT (topic, okey) DO UPDATE SET n = {p}seq.n + 1 RETURNING n",
-        "out_put_here": "INSERT INTO {p}out (tx_id, idx, topic, okey, seq, meta, body) SELECT CAST(? AS bytea), CAST(? AS integer),"
-        " CAST(? AS varchar), CAST(? AS bytea), CAST(? AS bigint), CAST(? AS bytea), CAST(? AS bytea) WHERE txid_current() = ? RETURNING 1",
-        "fence_here": _FENCE_PG,
-        "fence_in_block_here": _FENCE_PG,
+        "fence": f"INSERT {_FENCE_PG} ON CONFLICT (id) DO NOTHING RETURNING 1",
+        "fence_in_block": f"INSERT {_FENCE_PG} ON CONFLICT (id) DO NOTHING RETURNING 1",
         "hold": "SELECT 1 FROM {p}tx WHERE id = ? AND verdict = 1 AND digest IS NULL FOR UPDATE",
         "key_last": "SELECT last FROM {p}key WHERE grp = ? AND generation = ? AND source = ? AND topic = ? AND okey = ? FOR UPDATE",
         "exists": "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema() AND table_name LIKE ?",
@@ -133,19 +114,6 @@ _TOMBSTONE_PG: Final = _TOMBSTONE.replace("SELECT ?, 2, NULL, ?,", "SELECT CAST(
 )
 
 
-OVER: Final = "the transaction in which this publish or claim began was ended while it was under way; await it inside its transaction"
-
-
-class Meta(Struct, frozen=True):
-    """`halfmsg_meta`: which database this is, and below which mark it answers for nothing."""
-
-    source: bytes
-    incarnation: int
-    purged_before: int
-    here: tuple[int, ...] = ()
-    """PostgreSQL, read inside a transaction that writes: the number of that."""
-
-
 class Tables:
     """The statements for one dialect and prefix: `tables.sql("fence", …)` is an effect."""
 
@@ -157,25 +125,6 @@ class Tables:
 
     def sql(self, name: str, *args: object) -> Sql:
         return Sql(self._texts[name], args)
-
-    def written(self, meta: Meta | None, name: str, *args: object) -> Steps[Rows]:
-        """A statement that writes in the transaction of `meta`. Raises NotInTransaction where that has ended, and writes nothing.
-
-        One that was committed meanwhile has the fence of this: then the numbers and rows that are left go by themselves, to make it whole; but
-        never into another transaction, which may be rolled back.
-        """
-        rows: Rows
-        if meta is not None and meta.here:
-            rows = yield self.sql(f"{name}_here", *args, *meta.here)
-            if rows:
-                return rows
-            [[now]] = yield self.sql("here", *meta.here, *meta.here)
-            if now == "here":
-                return rows
-            if now != "committed" or name not in ("draw", "out_put") or (yield from _is_open()):
-                raise NotInTransaction(OVER)
-        rows = yield self.sql(name, *args)
-        return rows
 
     def install(self, source_id: bytes) -> Steps[None]:
         """Make what is missing; a second run changes nothing. `source_id`: 16 random bytes that name this database for ever (R7)."""
@@ -202,14 +151,6 @@ class Tables:
         rows: Rows = yield self.sql("exists", f"{self.prefix}%")
         have = {row[0] for row in rows}
         return [self.prefix + name for name in NAMES if self.prefix + name not in have]
-
-
-def _is_open() -> Steps[bool]:
-    try:
-        yield Check()
-    except NotInTransaction:
-        return False
-    return True
 
 
 def checked_prefix(prefix: str) -> str:

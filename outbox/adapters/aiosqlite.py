@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 import aiosqlite
 
-from ..effects import Steps, run_sync
+from ..effects import Abort, Steps, one, run_sync
 from .sqlite import NOT_OPEN, SqliteAdapter
 from .waiting import finished
 
@@ -49,6 +49,9 @@ class AiosqliteAdapter:
         """
         hop: Callable[..., Coroutine[Any, Any, T]] = self.conn._execute
         return await finished(hop(run_sync, steps, InThread(self.conn._conn)))
+
+    async def abort(self) -> None:
+        await self.run(one(Abort()))
 
     async def close(self) -> None:
         await finished(self.conn.close())

@@ -5,23 +5,26 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
-from collections.abc import Coroutine
+import threading
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Final, Literal, TypeVar
 
 import psycopg
+from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import Conninfo, PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
 from halfmsg.txclient import UsageError
 
-from ..effects import Abort, Begin, Check, Commit, Effect, Mark, Reset, Sql, Steps, Unmark, one_by_one
+from ..effects import Abort, Begin, Check, Commit, Effect, Mark, Reset, Rows, Sql, Steps, Unmark, one, one_by_one
 from ..errors import NotInTransaction, TransactionEnded
 from .waiting import finished
 
 T = TypeVar("T")
 NOT_OPEN = "no transaction is open on this psycopg connection (it is in autocommit); use `with conn.transaction()`, or autocommit=False"
+OVER = "the transaction that was open here has ended before this publish or claim could begin; await it inside its transaction"
 ABORT = "DO $$ BEGIN RAISE EXCEPTION 'halfmsg ended this transaction' USING ERRCODE = 'HM001'; END $$"
 """Makes the server abort the transaction: inside `conn.transaction()` psycopg forbids an explicit rollback, and a COMMIT cannot undo this."""
 
@@ -101,62 +104,70 @@ def is_piped(conn: Any) -> bool:
     return PIPELINES and conn.pgconn.pipeline_status != PipelineStatus.OFF
 
 
+def performed(conn: Any, effect: Effect, *, was_open: bool) -> PQGen[Any]:
+    """An effect by psycopg's own generators, which do not ask for the connection's lock: whoever drives this has it."""
+    if isinstance(effect, Sql):
+        return (yield from _run(conn, effect.text, effect.args))
+    if isinstance(effect, Check):
+        yield from _sync(conn)
+        if not is_open(conn):
+            raise NotInTransaction(NOT_OPEN)
+        if was_open and conn.info.transaction_status == TransactionStatus.IDLE:
+            raise NotInTransaction(OVER)
+    elif isinstance(effect, Begin):
+        if conn.autocommit:
+            yield from _run(conn, begin_of(conn))
+    elif isinstance(effect, Mark):
+        yield from _run(conn, MARK)
+    elif isinstance(effect, Unmark):
+        yield from _sync(conn)
+        refuse_aborted(conn)
+        if not (yield from _run(conn, MARKED)):
+            raise TransactionEnded()
+    elif isinstance(effect, Commit):
+        yield from _sync(conn)
+        refuse_aborted(conn)
+        yield from conn._commit_gen()
+    elif isinstance(effect, Abort):
+        with suppress(psycopg.Error):
+            yield from _sync(conn)
+            if conn.info.transaction_status == TransactionStatus.INTRANS:
+                yield from _run(conn, ABORT)
+    elif isinstance(effect, Reset):
+        conn.row_factory = tuple_row
+        conn.cursor_factory = psycopg.AsyncCursor if isinstance(conn, psycopg.AsyncConnection) else psycopg.Cursor
+        yield from _run(conn, "DISCARD ALL")
+    return None
+
+
+def _run(conn: Any, text: str, args: Sequence[Any] = ()) -> PQGen[Rows]:
+    cursor = psycopg.Cursor(conn, row_factory=tuple_row)  # also on an async connection: nothing of it is awaited here
+    yield from cursor._execute_gen(text.replace("?", "%s"), args or None, prepare=False)
+    yield from _sync(conn)
+    return cursor.fetchall() if cursor.description else []
+
+
+def _sync(conn: Any) -> PQGen[None]:
+    """What a pipeline still holds, to its end."""
+    if is_piped(conn):
+        yield from conn._pipeline._exit_gen()
+
+
 class PsycopgAdapter:
     is_async: Literal[False] = False
     dialect: Literal["postgresql"] = "postgresql"
 
     def __init__(self, conn: psycopg.Connection[Any]) -> None:
         self.conn = conn
+        self._was_open = conn.info.transaction_status != TransactionStatus.IDLE
+
+    @property
+    def alone(self) -> threading.Lock:
+        """psycopg's own lock: no statement, savepoint or end of the transaction of another thread comes between the steps."""
+        return self.conn.lock
 
     def do(self, effect: Effect) -> Any:
-        if isinstance(effect, Sql):
-            return self._run(effect.text, effect.args)
-        if isinstance(effect, Check):
-            self._sync()
-            if not is_open(self.conn):
-                raise NotInTransaction(NOT_OPEN)
-        elif isinstance(effect, Begin):
-            if self.conn.autocommit:
-                self._run(begin_of(self.conn), ())
-        elif isinstance(effect, Mark):
-            self._run(MARK, ())
-        elif isinstance(effect, Unmark):
-            self._unmark()
-        elif isinstance(effect, Commit):
-            self._sync()
-            refuse_aborted(self.conn)
-            self.conn.commit()
-        elif isinstance(effect, Abort):
-            self._abort()
-        elif isinstance(effect, Reset):
-            self.conn.row_factory, self.conn.cursor_factory = tuple_row, psycopg.Cursor
-            self._run("DISCARD ALL", ())
-        return None
-
-    def _run(self, text: str, args: Any) -> list[Any]:
-        with psycopg.Cursor(self.conn, row_factory=tuple_row) as cursor:
-            cursor.execute(_text(text), args or None, prepare=False)
-            self._sync()
-            return cursor.fetchall() if cursor.description else []
-
-    def _unmark(self) -> None:
-        self._sync()
-        refuse_aborted(self.conn)
-        if not self._run(MARKED, ()):
-            raise TransactionEnded()
-
-    def _sync(self) -> None:
-        if is_piped(self.conn):
-            with self.conn.pipeline():
-                return
-
-    def _abort(self) -> None:
-        try:
-            self._sync()
-            if self.conn.info.transaction_status == TransactionStatus.INTRANS:
-                self._run(ABORT, ())
-        except psycopg.Error:
-            return
+        return self.conn.wait(performed(self.conn, effect, was_open=self._was_open))
 
     def close(self) -> None:
         self.conn.close()
@@ -168,55 +179,20 @@ class AsyncPsycopgAdapter:
 
     def __init__(self, conn: psycopg.AsyncConnection[Any]) -> None:
         self.conn = conn
+        self._was_open = conn.info.transaction_status != TransactionStatus.IDLE
 
     async def run(self, steps: Steps[T]) -> T:
-        return await one_by_one(steps, self._do)
+        """Under psycopg's own lock: no statement, savepoint or end of the transaction of another task comes between the steps."""
+        async with self.conn.lock:
+            return await one_by_one(steps, self._do)
 
     async def _do(self, effect: Effect) -> Any:
-        if isinstance(effect, Sql):
-            return await self._run(effect.text, effect.args)
-        if isinstance(effect, Check):
-            await self._sync()
-            if not is_open(self.conn):
-                raise NotInTransaction(NOT_OPEN)
-        elif isinstance(effect, Begin):
-            if self.conn.autocommit:
-                await self._run(begin_of(self.conn), ())
-        elif isinstance(effect, Mark):
-            await self._run(MARK, ())
-        elif isinstance(effect, Unmark):
-            await self._unmark()
-        elif isinstance(effect, Commit):
-            await self._sync()
-            refuse_aborted(self.conn)
-            await self.conn.commit()
-        elif isinstance(effect, Abort):
-            await self._abort()
-        elif isinstance(effect, Reset):
-            self.conn.row_factory, self.conn.cursor_factory = tuple_row, psycopg.AsyncCursor
-            await self._run("DISCARD ALL", ())
-        return None
+        work = self.conn.wait(performed(self.conn, effect, was_open=self._was_open))
+        return await (self._to_its_end(work) if isinstance(effect, Abort) else work)
 
-    async def _run(self, text: str, args: Any) -> list[Any]:
-        async with psycopg.AsyncCursor(self.conn, row_factory=tuple_row) as cursor:
-            await cursor.execute(_text(text), args or None, prepare=False)
-            await self._sync()
-            return await cursor.fetchall() if cursor.description else []
-
-    async def _unmark(self) -> None:
-        await self._sync()
-        refuse_aborted(self.conn)
-        if not await self._run(MARKED, ()):
-            raise TransactionEnded()
-
-    async def _sync(self) -> None:
-        if is_piped(self.conn):
-            async with self.conn.pipeline():
-                return
-
-    async def _abort(self) -> None:
+    async def abort(self) -> None:
         """To its end, even when cancelled: a body's statement may be under way, and what the caller commits next must not be this one too."""
-        await self._to_its_end(self._aborted())
+        await self._to_its_end(self.run(one(Abort())))
 
     async def roll_back(self) -> None:
         """What is left open on the caller's connection. Where the connection is lost it is rolled back, too."""
@@ -233,21 +209,8 @@ class AsyncPsycopgAdapter:
             for timer in timers:
                 timer.cancel()
 
-    async def _aborted(self) -> None:
-        try:
-            await self._sync()
-            # ACTIVE: a statement of another task is under way; the abort waits in line behind it
-            if self.conn.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.ACTIVE):
-                await self._run(ABORT, ())
-        except psycopg.Error:
-            return
-
     async def close(self) -> None:
         await self.conn.close()
-
-
-def _text(text: str) -> Any:
-    return text.replace("?", "%s")
 
 
 def adapter(on: Any) -> PsycopgAdapter | AsyncPsycopgAdapter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, Literal
 
 from ..effects import Abort, Begin, Check, Commit, Effect, Mark, Reset, Sql, Unmark
@@ -45,6 +46,10 @@ class SqliteAdapter:
 
     def __init__(self, conn: sqlite3.Connection) -> None:
         self.conn = conn
+
+    @property
+    def alone(self) -> AbstractContextManager[object]:
+        return nullcontext()
 
     def do(self, effect: Effect) -> Any:
         if isinstance(effect, Sql):

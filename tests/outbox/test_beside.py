@@ -457,3 +457,114 @@ async def test_p9_connection_is_free_after_a_block_that_was_cancelled_at_any_mom
                 break
     assert postgres.counts() == (0, k, k)
     assert k > 3
+
+
+@asynccontextmanager
+async def savepoint(side: Side, conn: Any) -> AsyncIterator[None]:
+    if side.dialect == "postgresql":
+        async with conn.transaction():
+            yield
+        return
+    await conn.execute("SAVEPOINT audit")
+    try:
+        yield
+    except BaseException:
+        await conn.execute("ROLLBACK TO audit")
+        raise
+    finally:
+        await conn.execute("RELEASE audit")
+
+
+async def audit(side: Side, conn: Any, turns: int) -> None:
+    """Another call on the same connection: its savepoint is rolled back, and the transaction goes on."""
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    with suppress(ZeroDivisionError):
+        async with savepoint(side, conn):
+            await charge(3)
+
+
+async def test_p1_publish_beside_a_savepoint_that_is_rolled_back_is_whole(database: Side) -> None:
+    """It lies before the savepoint, behind it, or goes with it: never a fence without its rows, or a number drawn twice."""
+    async with closing(database.outbox()) as outbox:
+        outbox.learn_source()
+        conn = await database.connect(autocommit=True)
+        for times, turns in enumerate(TURNS, 1):
+            async with own_transaction(database, conn):
+                await database.business(conn, f"b{times}")
+                await asyncio.gather(outbox.publish_many(conn, [plain() for _ in range(3)]), audit(database, conn, turns))
+            business, rows, fences = database.counts()
+            assert (business, rows, database.last_number()) == (times, 3 * fences, 3 * fences), turns
+
+
+async def test_p2_claim_beside_a_savepoint_that_is_rolled_back_is_whole(database: Side) -> None:
+    conn = await database.connect(autocommit=True)
+    async with inbox_of(database) as inbox:
+        for turns in TURNS:
+            async with own_transaction(database, conn):
+                await asyncio.gather(inbox.claim(conn, ordered(4, missed=[2, 3])), audit(database, conn, turns))
+            keys, missed = database.read("SELECT last FROM halfmsg_key"), database.count("halfmsg_missed")
+            assert (keys, missed) in (([(4,)], 2), ([], 0)), turns
+            database.read("DELETE FROM halfmsg_key")
+            database.read("DELETE FROM halfmsg_missed")
+
+
+def test_p1_publish_in_a_thread_beside_savepoints_of_another_is_whole(server: str) -> None:
+    side = postgres_side(server, "psycopg")
+    outbox = side.outbox()
+    outbox.learn_source()
+    conn = psycopg.connect(side.url, autocommit=True)
+    try:
+        for _ in range(5):
+            with conn.transaction():
+                thread = threading.Thread(target=outbox.publish_many, args=(conn, [plain() for _ in range(50)]))
+                thread.start()
+                while thread.is_alive():
+                    with suppress(ZeroDivisionError), conn.transaction():
+                        raise ZeroDivisionError
+                thread.join()
+            _, rows, fences = side.counts()
+            assert rows == 50 * fences == side.last_number()
+    finally:
+        conn.close()
+        outbox._home.close_sync()
+
+
+@pytest.mark.parametrize("autocommit", [True, False])
+async def test_p1_publish_that_learns_its_database_goes_into_no_later_transaction(database: Side, autocommit: bool) -> None:
+    """The outbox learns its database first, in a thread; by then the transaction is rolled back, and it begins none by itself."""
+    async with closing(database.outbox()) as outbox:
+        conn = await database.connect(autocommit=autocommit)
+        with pytest.raises(ZeroDivisionError):
+            async with own_transaction(database, conn):
+                await database.business(conn)
+                late = asyncio.ensure_future(outbox.publish(conn, "s", 1, key="k"))
+                await asyncio.gather(late, charge(1))
+        await asyncio.gather(late, return_exceptions=True)
+        await conn.commit()
+    assert (database.counts(), database.last_number()) == ((0, 0, 0), 0)
+
+
+@pytest.mark.parametrize("cancels", [1, 2])
+async def test_r8_publish_cancelled_behind_a_busy_statement_ends_the_transaction(postgres: Side, cancels: int) -> None:
+    """Nothing of it has reached the server, and its cancellation may be swallowed: no business row without its message."""
+    async with closing(postgres.outbox()) as outbox:
+        outbox.learn_source()
+        conn, other = await postgres.connect(), await postgres.connect(autocommit=True)
+        await other.execute("SELECT pg_advisory_lock(7)")
+        await postgres.business(conn)
+        busy = asyncio.ensure_future(conn.execute("SELECT pg_advisory_lock(7)"))
+        publish = asyncio.ensure_future(outbox.publish(conn, "s", 1, key="k"))
+        for _ in range(cancels):
+            for _ in range(10):
+                await asyncio.sleep(0)
+            publish.cancel()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        await other.execute("SELECT pg_advisory_unlock(7)")
+        await busy
+        with pytest.raises(asyncio.CancelledError):
+            await publish
+        assert conn.info.transaction_status.name == "INERROR"
+        await conn.commit()
+    assert (postgres.counts(), postgres.last_number()) == ((0, 0, 0), 0)
