@@ -36,6 +36,7 @@ class Image:
         self.runs = {(g, lane, lo, token): done for g, lane, lo, token, done in rows("SELECT grp, lane, lo, token, done FROM flight")}
         self.spans = [(g, lane, lo, hi, done) for g, lane, lo, hi, done in rows("SELECT grp, lane, lo, hi, done FROM flight")]
         self.retries = set(rows("SELECT grp, lane, off FROM retry"))
+        self.given_back = set(rows("SELECT grp, lane, off FROM retry WHERE error IS NULL"))
         self.dead = set(rows("SELECT grp, lane, off FROM dead"))
         self.places = {(g, lane): off for g, lane, off in rows("SELECT grp, lane, next_off FROM place")}
         self.last_token = rows("SELECT v FROM counter WHERE name = 'token'")[0][0]
@@ -162,14 +163,18 @@ class Undecided:
 
 @dataclass(frozen=True, slots=True)
 class InHand:
-    """Its ack or nack was refused with a code that means: nothing was stored. The lease of these tests does not end."""
+    """Its ack, nack or reject was refused with a code that means: nothing was stored. The lease of these tests does not end.
+
+    It may have been given back, uncharged, behind another of its key: a nack before it whose outcome was unknown, and was done (P7).
+    """
 
     token: str
 
     def wrong(self, image: Image) -> str | None:
         grp, lane, lo, off, token = map(int, self.token.split("."))
         done = image.runs.get((grp, lane, lo, token))
-        return f"settling {self.token} was refused and was done" if done is None or _bit(done, off - lo) else None
+        is_open = (grp, lane, off) in image.given_back if done is None else not _bit(done, off - lo)
+        return None if is_open else f"settling {self.token} was refused and was done"
 
 
 UNKNOWN: Final = ("outcome_unknown", "internal", "")
