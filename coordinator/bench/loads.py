@@ -25,23 +25,39 @@ class Counted:
 
 
 async def open_loop(rate: float, seconds: float, one: Callable[[], Awaitable[float]]) -> list[float]:
-    """Start `one` at its due time whatever the others do; latencies count from the due time, so nothing is omitted."""
+    """Start `one` at its due time whatever the others do; latencies count from the due time, so nothing is omitted.
+
+    Raises the first error of any of them, as soon as it is there; the others are cancelled.
+    """
     latencies: list[float] = []
+    errors: list[BaseException] = []
     started = time.perf_counter()
     tasks: set[asyncio.Task[None]] = set()
 
     async def timed(due: float) -> None:
-        latencies.append(await one() - due)
+        try:
+            latencies.append(await one() - due)
+        except Exception as error:
+            errors.append(error)
 
-    for number in range(int(rate * seconds)):
-        due = started + number / rate
-        wait = due - time.perf_counter()
-        if wait > 0.0005:
-            await asyncio.sleep(wait)
-        task = asyncio.create_task(timed(due))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-    await asyncio.gather(*tasks)
+    try:
+        for number in range(int(rate * seconds)):
+            due = started + number / rate
+            wait = due - time.perf_counter()
+            if wait > 0.0005:
+                await asyncio.sleep(wait)
+            if errors:
+                break
+            task = asyncio.create_task(timed(due))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        if tasks and not errors:
+            await asyncio.wait(tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+    if errors:
+        raise errors[0]
     return latencies
 
 

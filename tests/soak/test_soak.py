@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 
 import pytest
 
 from benchmarks import slope, soak
+from halfmsg.coordinator.bench.loads import open_loop
 
 MINUTES = 2.0
 """Of the real run here."""
@@ -99,3 +101,20 @@ def test_p9_nothing_grows_under_a_steady_load() -> None:
     assert len(samples) > 60
     assert samples[-1].acked > RATE * MINUTES * 60 * 0.9
     assert not soak.judge(samples), "\n".join([*soak.slopes(samples), *soak.judge(samples)])
+
+
+async def test_load_whose_first_error_is_met_ends_with_it_and_leaves_no_task() -> None:
+    begun: list[int] = []
+
+    async def one() -> float:
+        begun.append(1)
+        if len(begun) == 3:
+            raise ZeroDivisionError
+        await asyncio.Event().wait()
+        return 0.0
+
+    with pytest.raises(ZeroDivisionError):
+        await open_loop(1_000, 60, one)
+    assert len(begun) < 60_000
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
