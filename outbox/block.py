@@ -15,6 +15,7 @@ from halfmsg.txclient import Message, MessageOptions, UsageError
 
 from . import fence
 from .adapters import adapter_of
+from .adapters.waiting import aside
 from .effects import Abort, AsyncAdapter, Begin, Commit, Mark, Steps, SyncAdapter, Unmark, one, run_sync
 from .fence import Attempt
 from .lent import Lent, LentAsync, LentSync
@@ -139,7 +140,7 @@ class Block(Generic[C]):
             self._enter(AsyncTx)
             entered = True
             if not own:
-                await self._outbox.learn_source_aside()
+                await aside(self._outbox.learn_source)
                 self._tx._source = self._outbox._source
             await self._adapter.run(_begin())
         except BaseException:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import AbstractContextManager
+from inspect import GEN_CLOSED, getgeneratorstate
 from typing import Any, Literal, Protocol, TypeVar
 
 from msgspec import Struct
@@ -40,6 +41,12 @@ class Unmark(Struct, frozen=True):
     """The transaction that was marked is still the one that is open. Raises TransactionEnded where it is not."""
 
 
+class Aside(Struct, frozen=True):
+    """A blocking call, of which no loop may stand still; the connection stays with these steps meanwhile."""
+
+    call: Callable[[], None]
+
+
 class Commit(Struct, frozen=True):
     pass
 
@@ -52,7 +59,7 @@ class Reset(Struct, frozen=True):
     """Put back what user code may have set on a connection of ours, outside of any transaction: factories; on a server the session."""
 
 
-Effect = Sql | Check | Begin | Mark | Unmark | Commit | Abort | Reset
+Effect = Sql | Check | Begin | Mark | Unmark | Aside | Commit | Abort | Reset
 Steps = Generator[Effect, Any, T]
 
 
@@ -80,7 +87,7 @@ class AsyncAdapter(Protocol):
         """Run to the end, as `run_sync` does, with nothing of another task on this connection between the steps."""
 
     async def abort(self) -> None:
-        """`Abort` by itself, to its end even when cancelled."""
+        """`Abort` by itself, to its end even when cancelled. Raises no error of the driver's: a connection that is lost is rolled back, too."""
 
     async def close(self) -> None: ...
 
@@ -89,19 +96,22 @@ Adapter = SyncAdapter | AsyncAdapter
 
 
 def run_sync(steps: Steps[T], adapter: SyncAdapter) -> T:
-    """Run to the end; an error of the driver is thrown into the generator, which may end the transaction and raise it again."""
+    """Run to the end; an error of the driver is thrown into the generator, which may end the transaction and raise it again. So is what a
+    handler of a signal raises between two of the steps.
+    """
+    sent: Any = None
+    step: Callable[[Any], Effect] = steps.send
     with adapter.alone:
-        try:
-            effect = next(steps)
-            while True:
-                try:
-                    result = adapter.do(effect)
-                except BaseException as error:
-                    effect = steps.throw(error)
-                else:
-                    effect = steps.send(result)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
+        while True:
+            try:
+                while True:
+                    sent, step = adapter.do(step(sent)), steps.send
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            except BaseException as error:
+                if getgeneratorstate(steps) == GEN_CLOSED:
+                    raise
+                sent, step = error, steps.throw
 
 
 async def one_by_one(steps: Steps[T], do: Callable[[Effect], Awaitable[Any]]) -> T:

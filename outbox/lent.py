@@ -125,7 +125,13 @@ class LentAsync(Lent):
     async def run(self, steps: Steps[T], adapter: AsyncAdapter) -> T:
         async with self._line:
             self.check_open()  # also here: the connection may be closed by now
-            return await adapter.run(steps)
+            try:
+                return await adapter.run(steps)
+            except asyncio.CancelledError as error:  # in line for the connection, perhaps: no step of it has run, and none has heard of this
+                self.fail(error)
+                if self._dialect == "postgresql" and not self._ended:
+                    await adapter.abort()
+                raise
 
     def awaited(self, publish: Callable[[], Coroutine[Any, Any, T]]) -> Coroutine[Any, Any, T]:
         """It counts from its call on: one that is not awaited to its end has not written all of its rows."""

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, Unpack, overload
 from uuid import UUID
@@ -23,7 +21,7 @@ from halfmsg.txclient._sync import run as in_portal
 
 from . import _clock, answering, fence, tables
 from .adapters import adapter_of
-from .effects import AsyncAdapter, Steps
+from .effects import Aside, AsyncAdapter, Steps
 from .fence import Attempt, Drawn
 from .home import Home, own_transaction
 from .lent import lent_on, run_on_async, run_on_sync
@@ -150,26 +148,20 @@ class Outbox:
         if adapter.dialect != self._home.dialect:
             raise UsageError("other_database", f"the connection is {adapter.dialect}, the Outbox's database is {self._home.dialect}")
         lent = lent_on(adapter.conn)
-        if adapter.is_async:
-            running = functools.partial(self._run_async, lent, steps, adapter, then)
-            return running() if lent is None else lent.awaited(running)
-        known = self._source is not None
-        self.learn_source()
-        return then(run_on_sync(adapter, self._ours(known, steps(lent is not None))))
+        ours = self._learnt(steps, in_block=lent is not None)
+        if not adapter.is_async:
+            return then(run_on_sync(adapter, ours))
 
-    async def _run_async(self, lent: Any, steps: Callable[[bool], Steps[T]], adapter: AsyncAdapter, then: Callable[[T], Any]) -> Any:
-        known = self._source is not None
-        try:
-            await self.learn_source_aside()
-        except asyncio.CancelledError:  # swallowed, it must not leave business rows without their message (R8)
-            if lent is None:
-                await adapter.abort()
-            raise
-        return then(await run_on_async(adapter, lent, self._ours(known, steps(lent is not None))))
+        async def running() -> Any:
+            return then(await run_on_async(adapter, lent, ours))
 
-    def _ours(self, known: bool, steps: Steps[T]) -> Steps[T]:
-        """What was learnt since they were made is looked at first."""
-        return steps if known or self._source is None else _ours_first(self._home.tables, self._source, steps)
+        return running() if lent is None else lent.awaited(running)
+
+    def _learnt(self, steps: Callable[[bool], Steps[T]], *, in_block: bool) -> Steps[T]:
+        """Which database this is, is learnt with the connection in hand: what comes behind a publish on it, comes behind it then, too."""
+        if self._source is None:
+            yield Aside(self.learn_source)
+        return (yield from steps(in_block))
 
     # --- which database ------------------------------------------------------------------------------------------------------
 
@@ -190,15 +182,6 @@ class Outbox:
             log.debug("outbox %s: which database its URL leads to is not known yet", self.name, exc_info=True)
         finally:
             looking.release()
-
-    async def learn_source_aside(self) -> None:
-        """The same in a thread of its own: the loop waits for no server, and the loop's own threads may all be taken."""
-        if self._source is None:
-            threads = ThreadPoolExecutor(1, thread_name_prefix="halfmsg-look")
-            try:
-                await asyncio.get_running_loop().run_in_executor(threads, self.learn_source)
-            finally:
-                threads.shutdown(wait=False)
 
     def _checked(self, messages: Iterable[Message]) -> list[Message]:
         found = list(messages)
@@ -414,11 +397,6 @@ class Outbox:
                 async with asyncio.timeout(TOPICS_EVERY_S):
                     await stop.wait()
             await self._learn()
-
-
-def _ours_first(names: tables.Tables, source: bytes, steps: Steps[T]) -> Steps[T]:
-    yield from fence.enter(names, source)
-    return (yield from steps)
 
 
 def check_size(messages: Iterable[Message], before: tuple[int, int] = (0, 0)) -> tuple[int, int]:

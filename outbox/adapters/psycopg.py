@@ -18,13 +18,12 @@ from psycopg.rows import tuple_row
 
 from halfmsg.txclient import UsageError
 
-from ..effects import Abort, Begin, Check, Commit, Effect, Mark, Reset, Rows, Sql, Steps, Unmark, one, one_by_one
+from ..effects import Abort, Aside, Begin, Check, Commit, Effect, Mark, Reset, Rows, Sql, Steps, Unmark, one, one_by_one
 from ..errors import NotInTransaction, TransactionEnded
-from .waiting import finished
+from .waiting import aside, finished
 
 T = TypeVar("T")
 NOT_OPEN = "no transaction is open on this psycopg connection (it is in autocommit); use `with conn.transaction()`, or autocommit=False"
-OVER = "the transaction that was open here has ended before this publish or claim could begin; await it inside its transaction"
 ABORT = "DO $$ BEGIN RAISE EXCEPTION 'halfmsg ended this transaction' USING ERRCODE = 'HM001'; END $$"
 """Makes the server abort the transaction: inside `conn.transaction()` psycopg forbids an explicit rollback, and a COMMIT cannot undo this."""
 
@@ -104,7 +103,7 @@ def is_piped(conn: Any) -> bool:
     return PIPELINES and conn.pgconn.pipeline_status != PipelineStatus.OFF
 
 
-def performed(conn: Any, effect: Effect, *, was_open: bool) -> PQGen[Any]:
+def performed(conn: Any, effect: Effect) -> PQGen[Any]:
     """An effect by psycopg's own generators, which do not ask for the connection's lock: whoever drives this has it."""
     if isinstance(effect, Sql):
         return (yield from _run(conn, effect.text, effect.args))
@@ -112,8 +111,6 @@ def performed(conn: Any, effect: Effect, *, was_open: bool) -> PQGen[Any]:
         yield from _sync(conn)
         if not is_open(conn):
             raise NotInTransaction(NOT_OPEN)
-        if was_open and conn.info.transaction_status == TransactionStatus.IDLE:
-            raise NotInTransaction(OVER)
     elif isinstance(effect, Begin):
         if conn.autocommit:
             yield from _run(conn, begin_of(conn))
@@ -129,10 +126,9 @@ def performed(conn: Any, effect: Effect, *, was_open: bool) -> PQGen[Any]:
         refuse_aborted(conn)
         yield from conn._commit_gen()
     elif isinstance(effect, Abort):
-        with suppress(psycopg.Error):
-            yield from _sync(conn)
-            if conn.info.transaction_status == TransactionStatus.INTRANS:
-                yield from _run(conn, ABORT)
+        yield from _sync(conn)
+        if conn.info.transaction_status == TransactionStatus.INTRANS:
+            yield from _run(conn, ABORT)
     elif isinstance(effect, Reset):
         conn.row_factory = tuple_row
         conn.cursor_factory = psycopg.AsyncCursor if isinstance(conn, psycopg.AsyncConnection) else psycopg.Cursor
@@ -159,7 +155,6 @@ class PsycopgAdapter:
 
     def __init__(self, conn: psycopg.Connection[Any]) -> None:
         self.conn = conn
-        self._was_open = conn.info.transaction_status != TransactionStatus.IDLE
 
     @property
     def alone(self) -> threading.Lock:
@@ -167,7 +162,14 @@ class PsycopgAdapter:
         return self.conn.lock
 
     def do(self, effect: Effect) -> Any:
-        return self.conn.wait(performed(self.conn, effect, was_open=self._was_open))
+        if isinstance(effect, Aside):
+            return effect.call()
+        try:
+            return self.conn.wait(performed(self.conn, effect))
+        except psycopg.Error:
+            if isinstance(effect, Abort):  # a connection that is lost is rolled back, too
+                return None
+            raise
 
     def close(self) -> None:
         self.conn.close()
@@ -179,7 +181,6 @@ class AsyncPsycopgAdapter:
 
     def __init__(self, conn: psycopg.AsyncConnection[Any]) -> None:
         self.conn = conn
-        self._was_open = conn.info.transaction_status != TransactionStatus.IDLE
 
     async def run(self, steps: Steps[T]) -> T:
         """Under psycopg's own lock: no statement, savepoint or end of the transaction of another task comes between the steps."""
@@ -187,12 +188,29 @@ class AsyncPsycopgAdapter:
             return await one_by_one(steps, self._do)
 
     async def _do(self, effect: Effect) -> Any:
-        work = self.conn.wait(performed(self.conn, effect, was_open=self._was_open))
-        return await (self._to_its_end(work) if isinstance(effect, Abort) else work)
+        if isinstance(effect, Aside):
+            return await aside(effect.call)
+        work = self.conn.wait(performed(self.conn, effect))
+        try:
+            return await (self._to_its_end(work) if isinstance(effect, Abort) else work)
+        except psycopg.Error:
+            if isinstance(effect, Abort):
+                return None
+            raise
 
     async def abort(self) -> None:
-        """To its end, even when cancelled: a body's statement may be under way, and what the caller commits next must not be this one too."""
-        await self._to_its_end(self.run(one(Abort())))
+        """What the caller commits next must not be this transaction. Another task's statement may be under way in it; one that stands in the
+        way for `SILENT_S` (a stream that waits for this very call, a server that says nothing) goes with the connection.
+        """
+        if self.conn.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.ACTIVE):
+            await finished(self._aborted())
+
+    async def _aborted(self) -> None:
+        try:
+            async with asyncio.timeout(SILENT_S):
+                await self.run(one(Abort()))
+        except TimeoutError:
+            hang_up(self.conn)
 
     async def roll_back(self) -> None:
         """What is left open on the caller's connection. Where the connection is lost it is rolled back, too."""

@@ -7,7 +7,7 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, Literal
 
-from ..effects import Abort, Begin, Check, Commit, Effect, Mark, Reset, Sql, Unmark
+from ..effects import Abort, Aside, Begin, Check, Commit, Effect, Mark, Reset, Sql, Unmark
 from ..errors import NotInTransaction, TransactionEnded
 
 NOT_OPEN = (
@@ -66,6 +66,8 @@ class SqliteAdapter:
                 self._run(UNMARK, ())
             except sqlite3.OperationalError as error:
                 raise meaning_of_unmark(error) from error
+        elif isinstance(effect, Aside):
+            effect.call()
         elif isinstance(effect, Commit):
             self._run("COMMIT", ()) if commits_by_sql(self.conn) else self.conn.commit()
         elif isinstance(effect, Abort) and self.conn.in_transaction:

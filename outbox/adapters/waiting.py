@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+async def aside(call: Callable[[], T]) -> T:
+    """In a thread of its own: the loop waits for nobody, and the loop's own threads may all be taken."""
+    threads = ThreadPoolExecutor(1, thread_name_prefix="halfmsg-aside")
+    try:
+        return await asyncio.get_running_loop().run_in_executor(threads, call)
+    finally:
+        threads.shutdown(wait=False)
 
 
 async def finished(work: Coroutine[Any, Any, T], on_cancelled: Callable[[], object] = lambda: None) -> T:

@@ -7,11 +7,12 @@ is left of it must not commit by itself, nor in what comes after on that connect
 from __future__ import annotations
 
 import asyncio
+import inspect
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from halfmsg import Client, Delivery, Fenced, Message, Outbox, Retry, UsageError
 from halfmsg.checkback import Question
 from halfmsg.outbox import admin
 from halfmsg.outbox.adapters import psycopg as adapter_of_psycopg
+from halfmsg.outbox.effects import run_sync
 from halfmsg.outbox.lent import lent_on
 from halfmsg.outbox.relay import Relay
 
@@ -532,39 +534,187 @@ def test_p1_publish_in_a_thread_beside_savepoints_of_another_is_whole(server: st
 
 @pytest.mark.parametrize("autocommit", [True, False])
 async def test_p1_publish_that_learns_its_database_goes_into_no_later_transaction(database: Side, autocommit: bool) -> None:
-    """The outbox learns its database first, in a thread; by then the transaction is rolled back, and it begins none by itself."""
+    """The first publish of an outbox asks the database behind its URL, and the call beside it fails meanwhile: the caller tries again."""
     async with closing(database.outbox()) as outbox:
         conn = await database.connect(autocommit=autocommit)
-        with pytest.raises(ZeroDivisionError):
-            async with own_transaction(database, conn):
-                await database.business(conn)
-                late = asyncio.ensure_future(outbox.publish(conn, "s", 1, key="k"))
-                await asyncio.gather(late, charge(1))
-        await asyncio.gather(late, return_exceptions=True)
+        late: list[asyncio.Future[Any]] = []
+        for fails in (True, True, False):
+            with suppress(ZeroDivisionError):
+                async with own_transaction(database, conn):
+                    await database.business(conn)
+                    late.append(asyncio.ensure_future(outbox.publish(conn, "s", 1, key="k")))
+                    await asyncio.gather(late[-1], *([charge(1)] if fails else []))
+        await asyncio.gather(*late, return_exceptions=True)
         await conn.commit()
-    assert (database.counts(), database.last_number()) == ((0, 0, 0), 0)
+    assert (database.counts(), database.last_number()) == ((1, 1, 1), 1)
 
 
-@pytest.mark.parametrize("cancels", [1, 2])
-async def test_r8_publish_cancelled_behind_a_busy_statement_ends_the_transaction(postgres: Side, cancels: int) -> None:
+async def test_p1_publish_beside_the_statement_that_begins_falls_with_it(database: Side) -> None:
+    """Without autocommit: none is open yet when all three are called."""
+    async with closing(database.outbox()) as outbox:
+        conn = await database.connect()
+        calls = [asyncio.ensure_future(call) for call in (database.business(conn), outbox.publish(conn, "s", 1, key="k"), charge(1))]
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.gather(*calls)
+        await conn.rollback()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await database.business(conn, "next")
+        await conn.commit()
+    assert (database.counts(), database.last_number()) == ((1, 0, 0), 0)
+
+
+@asynccontextmanager
+async def busy(side: Side, conn: Any) -> AsyncIterator[None]:
+    """A statement of another task is under way on this connection, and ends with the block."""
+    other = await side.connect(autocommit=True)
+    await other.execute("SELECT pg_advisory_lock(7)")
+    statement = asyncio.ensure_future(conn.execute("SELECT pg_advisory_lock(7)"))
+    await turns_of_the_loop(10)
+    yield
+    await other.execute("SELECT pg_advisory_unlock(7)")
+    await asyncio.gather(statement, return_exceptions=True)
+
+
+async def turns_of_the_loop(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def cancelled(publish: asyncio.Future[Any], times: int = 1) -> None:
+    for _ in range(times):
+        await turns_of_the_loop(10)
+        publish.cancel()
+    await turns_of_the_loop(10)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_r8_publish_cancelled_behind_a_busy_statement_ends_the_transaction(postgres: Side, times: int) -> None:
     """Nothing of it has reached the server, and its cancellation may be swallowed: no business row without its message."""
     async with closing(postgres.outbox()) as outbox:
         outbox.learn_source()
-        conn, other = await postgres.connect(), await postgres.connect(autocommit=True)
-        await other.execute("SELECT pg_advisory_lock(7)")
+        conn = await postgres.connect()
         await postgres.business(conn)
-        busy = asyncio.ensure_future(conn.execute("SELECT pg_advisory_lock(7)"))
-        publish = asyncio.ensure_future(outbox.publish(conn, "s", 1, key="k"))
-        for _ in range(cancels):
-            for _ in range(10):
-                await asyncio.sleep(0)
-            publish.cancel()
-        for _ in range(10):
-            await asyncio.sleep(0)
-        await other.execute("SELECT pg_advisory_unlock(7)")
-        await busy
+        async with busy(postgres, conn):
+            publish = asyncio.ensure_future(outbox.publish(conn, "s", 1, key="k"))
+            await cancelled(publish, times)
         with pytest.raises(asyncio.CancelledError):
             await publish
         assert conn.info.transaction_status.name == "INERROR"
         await conn.commit()
     assert (postgres.counts(), postgres.last_number()) == ((0, 0, 0), 0)
+
+
+async def test_r8_publish_cancelled_in_line_ends_the_block_also_where_its_body_commits(postgres: Side, owner: str) -> None:
+    async with closing(postgres.outbox()) as outbox:
+        outbox.learn_source()
+        with pytest.raises(UsageError, match="not_awaited"):
+            async with outbox.transaction(*await on_of(postgres, owner)) as tx:
+                await postgres.business(tx.conn)
+                async with busy(postgres, tx.conn):
+                    publish = asyncio.ensure_future(tx.publish("s", 1, key="k"))
+                    await cancelled(publish)
+                with suppress(asyncio.CancelledError):
+                    await publish
+                assert tx.conn.info.transaction_status.name == "INERROR"
+                await tx.conn.commit()
+    assert (postgres.counts(), postgres.last_number()) == ((0, 0, 0), 0)
+
+
+@pytest.mark.parametrize("kind", ["psycopg", "psycopg async"])
+async def test_r8_publish_on_a_connection_that_is_lost_says_why(server: str, kind: str) -> None:
+    """Retry code asks for the number of the driver's error; what ends the transaction must not hide it."""
+    side = postgres_side(server, kind)
+    async with closing(side.outbox()) as outbox:
+        outbox.learn_source()
+        conn = await side.connect()
+        await side.business(conn)
+        side.read("SELECT pg_terminate_backend(?)", conn.info.backend_pid)
+        with pytest.raises(psycopg.errors.AdminShutdown):
+            await settled(outbox.publish(conn, "s", 1, key="k"))
+    assert side.counts() == (0, 0, 0)
+
+
+async def test_p9_publish_inside_a_stream_of_its_own_connection_ends(postgres: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    """psycopg's stream holds the connection until its body is done, and the body waits for the publish."""
+    monkeypatch.setattr(adapter_of_psycopg, "SILENT_S", 0.1)
+    async with closing(postgres.outbox()) as outbox:
+        outbox.learn_source()
+        conn = await postgres.connect()
+        await postgres.business(conn)
+        with suppress(psycopg.Error):
+            async for _ in conn.cursor().stream("SELECT generate_series(1, 3)"):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0.05):
+                        await outbox.publish(conn, "s", 1, key="k")
+        with suppress(psycopg.Error):
+            await conn.commit()
+    assert postgres.counts() == (0, 0, 0)
+
+
+async def test_p9_publish_beside_a_listener_is_given_up_at_once(postgres: Side) -> None:
+    """`notifies()` holds the connection, on which nothing is open: there is nothing to wait for."""
+    async with closing(postgres.outbox()) as outbox:
+        outbox.learn_source()
+        conn = await postgres.connect(autocommit=True)
+        listening = asyncio.ensure_future(anext(conn.notifies()))
+        publish = asyncio.ensure_future(outbox.publish(conn, "s", 1, key="k"))
+        await cancelled(publish)
+        assert publish.done()
+        listening.cancel()
+        with suppress(asyncio.CancelledError):
+            await listening
+        assert not conn.closed
+
+
+class Interrupted(BaseException):
+    pass
+
+
+@contextmanager
+def interrupted(at: int) -> Iterator[list[int]]:
+    """As a handler of a signal does (a time limit, Ctrl-C): raise before the so-manieth step."""
+    seen: list[int] = []
+    code, first = inspect.getsourcelines(run_sync)
+    step = first + next(at for at, text in enumerate(code) if "adapter.do(" in text)
+
+    def at_line(frame: Any, event: str, arg: object) -> Any:
+        if event == "line" and frame.f_lineno == step:
+            seen.append(frame.f_lineno)
+            if len(seen) == at:
+                raise Interrupted
+        return at_line
+
+    def at_call(frame: Any, event: str, arg: object) -> Any:
+        return at_line if frame.f_code is run_sync.__code__ else None
+
+    before = sys.gettrace()
+    sys.settrace(at_call)
+    try:
+        yield seen
+    finally:
+        sys.settrace(before)
+
+
+@pytest.mark.parametrize("kind", ["sqlite3", "psycopg"])
+def test_r16_publish_that_is_interrupted_by_a_signal_is_whole_or_nothing(folder: Path, request: pytest.FixtureRequest, kind: str) -> None:
+    """Swallowed, and then committed: no fence without its rows."""
+    side = sqlite_side(folder, kind) if kind == "sqlite3" else postgres_side(request.getfixturevalue("server"), kind)
+    outbox = side.outbox()
+    outbox.learn_source()
+    conn = asyncio.run(side.connect())
+    line, reached = 0, True
+    while reached:
+        line += 1
+        conn.execute(f"INSERT INTO business (id) VALUES ('{line}')")
+        reached = False
+        with interrupted(line):
+            try:
+                outbox.publish_many(conn, [plain() for _ in range(3)])
+            except Interrupted:
+                reached = True
+        conn.commit()
+        _, rows, fences = side.counts()
+        assert rows == 3 * fences == side.last_number(), line
+    conn.close()
+    outbox._home.close_sync()
+    assert line > 10
