@@ -16,7 +16,7 @@ from halfmsg.txclient import Message, MessageOptions, UsageError
 from . import fence
 from .adapters import adapter_of
 from .adapters.waiting import aside
-from .effects import Abort, AsyncAdapter, Begin, Commit, Mark, Steps, SyncAdapter, Unmark, one, run_sync
+from .effects import Abort, AsyncAdapter, Begin, Commit, Mark, Steps, SyncAdapter, Unmark, one, raising, run_sync
 from .fence import Attempt
 from .lent import Lent, LentAsync, LentSync
 
@@ -43,7 +43,7 @@ class _Tx(Lent, Generic[C]):
         from .outbox import check_size, receipts_of
 
         if self._failed is not None:
-            raise self._failed
+            yield from self.failing(raising(self._failed))
         if self._count + len(messages) > 1_000:
             raise UsageError("too_large", "more than 1,000 messages in one block; use another transaction")
         self._size = check_size(messages, self._size)

@@ -134,6 +134,12 @@ def one(effect: Effect) -> Steps[Any]:
     return (yield effect)
 
 
+def raising(error: BaseException) -> Steps[Any]:
+    """An error as steps."""
+    yield from ()
+    raise error
+
+
 def ending(steps: Steps[T]) -> Steps[T]:
     """Any error inside the caller's transaction ends it (R8): a swallowed one must not leave business rows without their fence."""
     try:

@@ -165,7 +165,7 @@ class Inbox:
             if adapter.dialect == "postgresql":
                 await adapter.conn.rollback()
             else:
-                await adapter.abort()
+                await adapter.run(one(Abort()))
         except Exception:
             log.debug("inbox: a connection was lost under a handler", exc_info=True)
             return False

@@ -116,22 +116,17 @@ class LentSync(Lent):
 
 
 class LentAsync(Lent):
-    """Publishes that are gathered go one at a time: the first of a block lays the fence for all."""
-
-    def __init__(self, conn: Any, dialect: Dialect) -> None:
-        super().__init__(conn, dialect)
-        self._line = asyncio.Lock()
+    """Publishes that are gathered go one at a time, as the adapters run them: the first of a block lays the fence for all."""
 
     async def run(self, steps: Steps[T], adapter: AsyncAdapter) -> T:
-        async with self._line:
-            self.check_open()  # also here: the connection may be closed by now
-            try:
-                return await adapter.run(steps)
-            except asyncio.CancelledError as error:  # in line for the connection, perhaps: no step of it has run, and none has heard of this
-                self.fail(error)
-                if self._dialect == "postgresql" and not self._ended:
-                    await adapter.abort()
-                raise
+        self.check_open()  # also here: the connection may be closed by now
+        try:
+            return await adapter.run(steps)
+        except asyncio.CancelledError as error:  # in a line, perhaps: no step of it has run, and none has heard of this
+            self.fail(error)
+            if self._dialect == "postgresql" and not self._ended:
+                await adapter.abort()
+            raise
 
     def awaited(self, publish: Callable[[], Coroutine[Any, Any, T]]) -> Coroutine[Any, Any, T]:
         """It counts from its call on: one that is not awaited to its end has not written all of its rows."""
@@ -141,9 +136,6 @@ class LentAsync(Lent):
     async def _counted(self, publish: Callable[[], Coroutine[Any, Any, T]]) -> T:
         try:
             return await publish()
-        except asyncio.CancelledError as error:  # in line too, before a statement of it has run
-            self.fail(error)
-            raise
         finally:
             self._pending -= 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import Any, Literal, TypeVar
 
 import aiosqlite
@@ -51,7 +52,8 @@ class AiosqliteAdapter:
         return await finished(hop(run_sync, steps, InThread(self.conn._conn)))
 
     async def abort(self) -> None:
-        await self.run(one(Abort()))
+        with suppress(ValueError):  # the connection is closed
+            await self.run(one(Abort()))
 
     async def close(self) -> None:
         await finished(self.conn.close())

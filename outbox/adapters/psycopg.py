@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import select
 import socket
 import threading
@@ -22,8 +23,10 @@ from ..effects import Abort, Aside, Begin, Check, Commit, Effect, Mark, Reset, R
 from ..errors import NotInTransaction, TransactionEnded
 from .waiting import aside, finished
 
+log = logging.getLogger("halfmsg.outbox")
 T = TypeVar("T")
 NOT_OPEN = "no transaction is open on this psycopg connection (it is in autocommit); use `with conn.transaction()`, or autocommit=False"
+OVER = "the transaction that was open at this call has ended before it could begin; await it inside its transaction"
 ABORT = "DO $$ BEGIN RAISE EXCEPTION 'halfmsg ended this transaction' USING ERRCODE = 'HM001'; END $$"
 """Makes the server abort the transaction: inside `conn.transaction()` psycopg forbids an explicit rollback, and a COMMIT cannot undo this."""
 
@@ -39,7 +42,9 @@ LIMITS: Final = {
 """Of connections that the library opens. By default TCP waits a quarter of an hour for a host that is gone, and keeps an idle one for ever."""
 
 SILENT_S: Final = 5.0
-"""How long a rollback whose task was cancelled waits for the server."""
+"""How long what ends a transaction waits for the server, and a task that is cancelled for what is under way on its connection."""
+_ABORTING: Final[set[asyncio.Future[None]]] = set()
+"""The loop itself keeps no task."""
 
 SWALLOWED = "an error in this transaction was swallowed, so the server would answer this COMMIT with a rollback; nothing of it is committed"
 
@@ -95,6 +100,12 @@ def hang_up(conn: Any) -> None:
         line.shutdown(socket.SHUT_RDWR)
 
 
+def was_open(conn: Any) -> bool:
+    """At the call: is a transaction open? What of another thread or task is under way is in one; what a pipeline holds is not known."""
+    status = conn.info.transaction_status
+    return status in (TransactionStatus.INTRANS, TransactionStatus.INERROR) or (status == TransactionStatus.ACTIVE and not is_piped(conn))
+
+
 PIPELINES: Final = psycopg.Pipeline.is_supported()
 
 
@@ -103,7 +114,7 @@ def is_piped(conn: Any) -> bool:
     return PIPELINES and conn.pgconn.pipeline_status != PipelineStatus.OFF
 
 
-def performed(conn: Any, effect: Effect) -> PQGen[Any]:
+def performed(conn: Any, effect: Effect, *, was_open: bool) -> PQGen[Any]:
     """An effect by psycopg's own generators, which do not ask for the connection's lock: whoever drives this has it."""
     if isinstance(effect, Sql):
         return (yield from _run(conn, effect.text, effect.args))
@@ -111,6 +122,8 @@ def performed(conn: Any, effect: Effect) -> PQGen[Any]:
         yield from _sync(conn)
         if not is_open(conn):
             raise NotInTransaction(NOT_OPEN)
+        if was_open and conn.info.transaction_status == TransactionStatus.IDLE:  # without autocommit another would be begun here
+            raise NotInTransaction(OVER)
     elif isinstance(effect, Begin):
         if conn.autocommit:
             yield from _run(conn, begin_of(conn))
@@ -155,6 +168,7 @@ class PsycopgAdapter:
 
     def __init__(self, conn: psycopg.Connection[Any]) -> None:
         self.conn = conn
+        self._was_open = was_open(conn)
 
     @property
     def alone(self) -> threading.Lock:
@@ -165,7 +179,7 @@ class PsycopgAdapter:
         if isinstance(effect, Aside):
             return effect.call()
         try:
-            return self.conn.wait(performed(self.conn, effect))
+            return self.conn.wait(performed(self.conn, effect, was_open=self._was_open))
         except psycopg.Error:
             if isinstance(effect, Abort):  # a connection that is lost is rolled back, too
                 return None
@@ -181,6 +195,7 @@ class AsyncPsycopgAdapter:
 
     def __init__(self, conn: psycopg.AsyncConnection[Any]) -> None:
         self.conn = conn
+        self._was_open = was_open(conn)
 
     async def run(self, steps: Steps[T]) -> T:
         """Under psycopg's own lock: no statement, savepoint or end of the transaction of another task comes between the steps."""
@@ -190,27 +205,26 @@ class AsyncPsycopgAdapter:
     async def _do(self, effect: Effect) -> Any:
         if isinstance(effect, Aside):
             return await aside(effect.call)
-        work = self.conn.wait(performed(self.conn, effect))
+        work = self.conn.wait(performed(self.conn, effect, was_open=self._was_open))
+        if not isinstance(effect, Abort):
+            return await work
+        last = asyncio.get_running_loop().call_later(SILENT_S, hang_up, self.conn)
         try:
-            return await (self._to_its_end(work) if isinstance(effect, Abort) else work)
+            await finished(work)
         except psycopg.Error:
-            if isinstance(effect, Abort):
-                return None
-            raise
+            log.debug("a connection was lost; what was open on it is rolled back", exc_info=True)
+        finally:
+            last.cancel()
 
     async def abort(self) -> None:
-        """What the caller commits next must not be this transaction. Another task's statement may be under way in it; one that stands in the
-        way for `SILENT_S` (a stream that waits for this very call, a server that says nothing) goes with the connection.
+        """What the caller commits next must not be this transaction. It stands in line for the connection, before whatever is said after this;
+        so where that is not free within `SILENT_S` (a stream whose body waits for this very call) it is not waited for any longer.
         """
         if self.conn.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.ACTIVE):
-            await finished(self._aborted())
-
-    async def _aborted(self) -> None:
-        try:
-            async with asyncio.timeout(SILENT_S):
-                await self.run(one(Abort()))
-        except TimeoutError:
-            hang_up(self.conn)
+            aborting = asyncio.ensure_future(self.run(one(Abort())))
+            _ABORTING.add(aborting)
+            aborting.add_done_callback(_ABORTING.discard)
+            await finished(asyncio.wait({aborting}, timeout=SILENT_S))
 
     async def roll_back(self) -> None:
         """What is left open on the caller's connection. Where the connection is lost it is rolled back, too."""

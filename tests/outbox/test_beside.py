@@ -7,6 +7,7 @@ is left of it must not commit by itself, nor in what comes after on that connect
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import socket
 import sys
@@ -319,11 +320,12 @@ async def test_p2_claim_beside_a_call_that_fails_falls_with_ones_own_transaction
             database.read("DELETE FROM halfmsg_key")
 
 
-async def test_p2_publish_that_its_own_commit_overtakes_is_whole(database: Side) -> None:
+@pytest.mark.parametrize("autocommit", [True, False])
+async def test_p2_publish_that_its_own_commit_overtakes_is_whole(database: Side, autocommit: bool) -> None:
     """A task that nobody awaits, and the transaction commits under it: all of its messages are there, or it says why none is."""
     async with closing(database.outbox()) as outbox:
         outbox.learn_source()
-        conn = await database.connect(autocommit=True)
+        conn = await database.connect(autocommit=autocommit)
         for turns in TURNS:
             async with own_transaction(database, conn):
                 late = [asyncio.ensure_future(outbox.publish_many(conn, [plain() for _ in range(3)]))]
@@ -549,6 +551,23 @@ async def test_p1_publish_that_learns_its_database_goes_into_no_later_transactio
     assert (database.counts(), database.last_number()) == ((1, 1, 1), 1)
 
 
+@pytest.mark.parametrize("ends", ["commit", "rollback"])
+async def test_p1_publish_that_the_end_of_its_transaction_overtakes_begins_none(database: Side, ends: str) -> None:
+    """Without autocommit: its task has not begun when the end is said, and the caller goes on with the next one."""
+    async with closing(database.outbox()) as outbox:
+        outbox.learn_source()
+        conn = await database.connect()
+        await database.business(conn, "one")
+        late = asyncio.ensure_future(outbox.publish(conn, "s", 1, key="k"))
+        await (conn.commit() if ends == "commit" else conn.rollback())
+        await database.business(conn, "two")
+        await conn.commit()
+        with pytest.raises(UsageError, match="not_in_transaction"):
+            await late
+        await conn.commit()
+    assert (database.counts(), database.last_number()) == ((2 if ends == "commit" else 1, 0, 0), 0)
+
+
 async def test_p1_publish_beside_the_statement_that_begins_falls_with_it(database: Side) -> None:
     """Without autocommit: none is open yet when all three are called."""
     async with closing(database.outbox()) as outbox:
@@ -565,14 +584,14 @@ async def test_p1_publish_beside_the_statement_that_begins_falls_with_it(databas
 
 @asynccontextmanager
 async def busy(side: Side, conn: Any) -> AsyncIterator[None]:
-    """A statement of another task is under way on this connection, and ends with the block."""
+    """A statement of another task is under way on this connection, and ends in good order with the block."""
     other = await side.connect(autocommit=True)
     await other.execute("SELECT pg_advisory_lock(7)")
-    statement = asyncio.ensure_future(conn.execute("SELECT pg_advisory_lock(7)"))
+    statement = asyncio.ensure_future(conn.execute("SELECT pg_advisory_xact_lock(7)"))
     await turns_of_the_loop(10)
     yield
     await other.execute("SELECT pg_advisory_unlock(7)")
-    await asyncio.gather(statement, return_exceptions=True)
+    await statement
 
 
 async def turns_of_the_loop(count: int) -> None:
@@ -618,6 +637,54 @@ async def test_r8_publish_cancelled_in_line_ends_the_block_also_where_its_body_c
                 assert tx.conn.info.transaction_status.name == "INERROR"
                 await tx.conn.commit()
     assert (postgres.counts(), postgres.last_number()) == ((0, 0, 0), 0)
+
+
+@pytest.mark.parametrize("by", ["tx", "outbox"])
+async def test_r8_publish_cancelled_behind_another_ends_the_block_also_where_its_body_commits(postgres: Side, by: str) -> None:
+    """In the line of the block's own publishes; and one that comes after that cancellation raises it, which ends the transaction, too."""
+    async with closing(postgres.outbox()) as outbox:
+        outbox.learn_source()
+        for again in (False, True):
+            with pytest.raises(UsageError, match="not_awaited"):
+                async with outbox.transaction(await postgres.connect(autocommit=True)) as tx:
+                    await postgres.business(tx.conn)
+                    publish = tx.publish if by == "tx" else functools.partial(outbox.publish, tx.conn)
+                    calls = [functools.partial(publish, "s", number, key="k") for number in range(3)]
+                    async with busy(postgres, tx.conn):
+                        first, second = asyncio.ensure_future(calls[0]()), asyncio.ensure_future(calls[1]())
+                        await cancelled(second)
+                    await asyncio.gather(first, second, *([calls[2]()] if again else []), return_exceptions=True)
+                    await tx.conn.commit()
+            assert (postgres.counts(), postgres.last_number()) == ((0, 0, 0), 0)
+
+
+async def test_p9_publish_given_up_behind_a_statement_of_another_task_leaves_it_alone(postgres: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long that takes; in autocommit it is in no transaction at all."""
+    monkeypatch.setattr(adapter_of_psycopg, "SILENT_S", 0.05)
+    async with closing(postgres.outbox()) as outbox:
+        outbox.learn_source()
+        for autocommit in (True, False):
+            conn = await postgres.connect(autocommit=autocommit)
+            async with busy(postgres, conn):
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.05):
+                        await outbox.publish(conn, "s", 1, key="k")
+            await conn.rollback()
+            assert await (await conn.execute("SELECT 1")).fetchall() == [(1,)]
+    assert (postgres.counts(), postgres.last_number()) == ((0, 0, 0), 0)
+
+
+async def test_p4_publish_cancelled_on_a_connection_that_is_closed_is_cancelled(file: Side) -> None:
+    async with closing(file.outbox()) as outbox:
+        outbox.learn_source()
+        conn = await file.connect(autocommit=True)
+        await conn.execute("BEGIN IMMEDIATE")
+        publish = asyncio.ensure_future(outbox.publish(conn, "s", 1, key="k"))
+        await asyncio.sleep(0)
+        publish.cancel()
+        await conn.close()
+        with pytest.raises(asyncio.CancelledError):
+            await publish
 
 
 @pytest.mark.parametrize("kind", ["psycopg", "psycopg async"])
