@@ -16,7 +16,7 @@ from halfmsg.txclient import Message, MessageOptions, UsageError
 from . import fence
 from .adapters import adapter_of
 from .adapters.waiting import aside
-from .effects import Abort, AsyncAdapter, Begin, Commit, Mark, Steps, SyncAdapter, Unmark, one, raising, run_sync
+from .effects import Abort, AsyncAdapter, Begin, Commit, Mark, Steps, SyncAdapter, Unmark, ending, one, raising, run_sync
 from .fence import Attempt
 from .lent import Lent, LentAsync, LentSync
 
@@ -142,12 +142,11 @@ class Block(Generic[C]):
             if not own:
                 await aside(self._outbox.learn_source)
                 self._tx._source = self._outbox._source
-            await self._adapter.run(_begin())
+            await self._adapter.run_or_abort(ending(_begin()))
         except BaseException:
             try:
                 if entered and not own:  # cancelled, and the database has begun: the caller's connection must not keep the lock
                     with contextlib.suppress(Exception):
-                        await self._adapter.abort()
                         await self._roll_back_left()
             finally:
                 self._leave()

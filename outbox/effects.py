@@ -86,8 +86,8 @@ class AsyncAdapter(Protocol):
     async def run(self, steps: Steps[T]) -> T:
         """Run to the end, as `run_sync` does, with nothing of another task on this connection between the steps."""
 
-    async def abort(self) -> None:
-        """`Abort` by itself, to its end even when cancelled. Raises no error of the driver's: a connection that is lost is rolled back, too."""
+    async def run_or_abort(self, steps: Steps[T]) -> T:
+        """Steps of a publish, a fence or a claim, which end their transaction where they raise. Cancelled at whatever moment, it is ended, too."""
 
     async def close(self) -> None: ...
 

@@ -121,11 +121,9 @@ class LentAsync(Lent):
     async def run(self, steps: Steps[T], adapter: AsyncAdapter) -> T:
         self.check_open()  # also here: the connection may be closed by now
         try:
-            return await adapter.run(steps)
-        except asyncio.CancelledError as error:  # in a line, perhaps: no step of it has run, and none has heard of this
+            return await (adapter.run(steps) if self._dialect == "sqlite" else adapter.run_or_abort(steps))
+        except asyncio.CancelledError as error:  # in line, perhaps: no step of it has run, and none has heard of this
             self.fail(error)
-            if self._dialect == "postgresql" and not self._ended:
-                await adapter.abort()
             raise
 
     def awaited(self, publish: Callable[[], Coroutine[Any, Any, T]]) -> Coroutine[Any, Any, T]:
@@ -147,14 +145,5 @@ def run_on_sync(adapter: SyncAdapter, steps: Steps[T]) -> T:
 
 
 async def run_on_async(adapter: AsyncAdapter, lent: LentAsync | None, steps: Steps[T]) -> T:
-    """As `run_on_sync`. `lent`: as it was at the call, since it may have ended by now.
-
-    Cancelled, its error ends the user's own transaction too; a driver that runs on in its thread has not heard of it.
-    """
-    if lent is not None:
-        return await lent.run(lent.failing(steps), adapter)
-    try:
-        return await adapter.run(ending(steps))
-    except asyncio.CancelledError:
-        await adapter.abort()
-        raise
+    """As `run_on_sync`. `lent`: as it was at the call, since it may have ended by now."""
+    return await (adapter.run_or_abort(ending(steps)) if lent is None else lent.run(lent.failing(steps), adapter))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Literal, TypeVar
@@ -51,9 +52,14 @@ class AiosqliteAdapter:
         hop: Callable[..., Coroutine[Any, Any, T]] = self.conn._execute
         return await finished(hop(run_sync, steps, InThread(self.conn._conn)))
 
-    async def abort(self) -> None:
-        with suppress(ValueError):  # the connection is closed
-            await self.run(one(Abort()))
+    async def run_or_abort(self, steps: Steps[T]) -> T:
+        """The thread has not heard of a cancellation: the steps stand, to their end."""
+        try:
+            return await self.run(steps)
+        except asyncio.CancelledError:
+            with suppress(ValueError, sqlite3.Error):  # the connection is closed, by now or in this moment
+                await self.run(one(Abort()))
+            raise
 
     async def close(self) -> None:
         await finished(self.conn.close())

@@ -19,7 +19,7 @@ from psycopg.rows import tuple_row
 
 from halfmsg.txclient import UsageError
 
-from ..effects import Abort, Aside, Begin, Check, Commit, Effect, Mark, Reset, Rows, Sql, Steps, Unmark, one, one_by_one
+from ..effects import Abort, Aside, Begin, Check, Commit, Effect, Mark, Reset, Rows, Sql, Steps, Unmark, one_by_one
 from ..errors import NotInTransaction, TransactionEnded
 from .waiting import aside, finished
 
@@ -202,6 +202,33 @@ class AsyncPsycopgAdapter:
         async with self.conn.lock:
             return await one_by_one(steps, self._do)
 
+    async def run_or_abort(self, steps: Steps[T]) -> T:
+        """The steps hear of a cancellation themselves. In line for the connection, before the first of them, Abort takes their place: before
+        whatever is said after them, and never in a later transaction. Where its turn does not come within `SILENT_S` (a stream whose body
+        waits for this very call) it is not waited for any longer.
+        """
+        turn = asyncio.ensure_future(self.conn.lock.acquire())
+        try:
+            await asyncio.shield(turn)
+        except asyncio.CancelledError:
+            aborting = asyncio.ensure_future(self._abort_in(turn))
+            _ABORTING.add(aborting)
+            aborting.add_done_callback(_ABORTING.discard)
+            if self.conn.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.ACTIVE):
+                await finished(asyncio.wait({aborting}, timeout=SILENT_S))
+            raise
+        try:
+            return await one_by_one(steps, self._do)
+        finally:
+            self.conn.lock.release()
+
+    async def _abort_in(self, turn: asyncio.Future[Any]) -> None:
+        await turn
+        try:
+            await self._do(Abort())
+        finally:
+            self.conn.lock.release()
+
     async def _do(self, effect: Effect) -> Any:
         if isinstance(effect, Aside):
             return await aside(effect.call)
@@ -215,16 +242,6 @@ class AsyncPsycopgAdapter:
             log.debug("a connection was lost; what was open on it is rolled back", exc_info=True)
         finally:
             last.cancel()
-
-    async def abort(self) -> None:
-        """What the caller commits next must not be this transaction. It stands in line for the connection, before whatever is said after this;
-        so where that is not free within `SILENT_S` (a stream whose body waits for this very call) it is not waited for any longer.
-        """
-        if self.conn.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.ACTIVE):
-            aborting = asyncio.ensure_future(self.run(one(Abort())))
-            _ABORTING.add(aborting)
-            aborting.add_done_callback(_ABORTING.discard)
-            await finished(asyncio.wait({aborting}, timeout=SILENT_S))
 
     async def roll_back(self) -> None:
         """What is left open on the caller's connection. Where the connection is lost it is rolled back, too."""

@@ -639,6 +639,25 @@ async def test_r8_publish_cancelled_in_line_ends_the_block_also_where_its_body_c
     assert (postgres.counts(), postgres.last_number()) == ((0, 0, 0), 0)
 
 
+@pytest.mark.parametrize("ends", ["commit", "rollback"])
+async def test_p2_publish_cancelled_in_line_ends_no_later_transaction(postgres: Side, ends: str) -> None:
+    """Others stand in line behind it: the end of its transaction, and the beginning of the next one, which must stay."""
+    async with closing(postgres.outbox()) as outbox:
+        outbox.learn_source()
+        conn = await postgres.connect()
+        await postgres.business(conn, "one")
+        async with busy(postgres, conn):
+            publish = asyncio.ensure_future(outbox.publish(conn, "s", 1, key="k"))
+            await turns_of_the_loop(10)
+            end = conn.commit() if ends == "commit" else conn.rollback()
+            behind = [asyncio.ensure_future(call) for call in (end, postgres.business(conn, "two"))]
+            await cancelled(publish)
+        await asyncio.gather(publish, *behind, return_exceptions=True)
+        await conn.commit()
+    assert postgres.read("SELECT id FROM business") == [("two",)]
+    assert (postgres.counts(), postgres.last_number()) == ((1, 0, 0), 0)
+
+
 @pytest.mark.parametrize("by", ["tx", "outbox"])
 async def test_r8_publish_cancelled_behind_another_ends_the_block_also_where_its_body_commits(postgres: Side, by: str) -> None:
     """In the line of the block's own publishes; and one that comes after that cancellation raises it, which ends the transaction, too."""
