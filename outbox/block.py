@@ -140,7 +140,8 @@ class Block(Generic[C]):
             self._enter(AsyncTx)
             entered = True
             if not own:
-                await aside(self._outbox.learn_source)
+                if self._outbox._source is None:
+                    await aside(self._outbox.learn_source)
                 self._tx._source = self._outbox._source
             await self._adapter.run_or_abort(ending(_begin()))
         except BaseException:
