@@ -7,7 +7,7 @@ import logging
 import select
 import socket
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final, Literal, TypeVar
 
@@ -244,16 +244,14 @@ class AsyncPsycopgAdapter:
             last.cancel()
 
     async def roll_back(self) -> None:
-        """What is left open on the caller's connection. Where the connection is lost it is rolled back, too."""
-        with suppress(psycopg.Error):
-            await self._to_its_end(self.conn.rollback())
-
-    async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
-        """Even when cancelled. A server that says nothing after that is hung up on, which ends its transaction, too: a process must come to stop."""
+        """What is left open on the caller's connection, to its end even when cancelled. Where the connection is lost it is rolled back, too; a
+        server that says nothing after a cancellation is hung up on, which ends its transaction as well: a process must come to stop.
+        """
         timers: list[asyncio.TimerHandle] = []
         later = asyncio.get_running_loop().call_later
         try:
-            await finished(work, lambda: timers.append(later(SILENT_S, hang_up, self.conn)))
+            with suppress(psycopg.Error):
+                await finished(self.conn.rollback(), lambda: timers.append(later(SILENT_S, hang_up, self.conn)))
         finally:
             for timer in timers:
                 timer.cancel()
