@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from . import memory
 from .checks import Checks
 from .engine import Engine
 from .errors import Problem
@@ -117,6 +118,10 @@ class Ticks:
         if wal.exists() and wal.stat().st_size > CHECKPOINT_WAL_BYTES:
             await self.engine.checkpoint()
 
+    async def memory(self) -> None:
+        """What the allocator keeps free goes back to the system, so that what operators see is what is used."""
+        await asyncio.to_thread(memory.give_back)
+
     async def loop_lag(self) -> None:
         """One timer after the other, so that no time is unwatched: whenever the loop is blocked, one of them is late."""
         started = self.engine.clock.monotonic()
@@ -134,5 +139,6 @@ class Ticks:
             "gaps": (0.5, self.gaps_of.tick),
             "capacity": (1.0, self.capacity),
             "checkpoint": (5.0, self.checkpoint),
+            "memory": (60.0, self.memory),
             "loop_lag": (0.0, self.loop_lag),
         }
