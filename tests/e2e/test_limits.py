@@ -33,3 +33,9 @@ async def test_p9_full_topic_refuses_what_is_new_until_its_group_has_taken_some(
     assert coordinator.dump(without=("counter",)) == stored
     await coordinator.call("POST", "/v1/groups/g/fetch", {"max": 1_000})
     await eventually(taken, "an open door")
+
+
+async def test_p9_coordinator_gives_memory_back(coordinator: Served) -> None:
+    """What the allocator keeps free is given back by a background task of its own, and each pass is in the metrics."""
+    value = coordinator.coordinator.metrics.registry.get_sample_value
+    await eventually(lambda: value("halfmsg_task_last_success_timestamp_seconds", {"task": "memory"}), "a pass")
