@@ -100,7 +100,7 @@ def hang_up(conn: Any) -> None:
         line.shutdown(socket.SHUT_RDWR)
 
 
-def was_open(conn: Any) -> bool:
+def seems_open(conn: Any) -> bool:
     """At the call: is a transaction open? What of another thread or task is under way is in one; what a pipeline holds is not known."""
     status = conn.info.transaction_status
     return status in (TransactionStatus.INTRANS, TransactionStatus.INERROR) or (status == TransactionStatus.ACTIVE and not is_piped(conn))
@@ -168,7 +168,7 @@ class PsycopgAdapter:
 
     def __init__(self, conn: psycopg.Connection[Any]) -> None:
         self.conn = conn
-        self._was_open = was_open(conn)
+        self._was_open = seems_open(conn)
 
     @property
     def alone(self) -> threading.Lock:
@@ -195,7 +195,7 @@ class AsyncPsycopgAdapter:
 
     def __init__(self, conn: psycopg.AsyncConnection[Any]) -> None:
         self.conn = conn
-        self._was_open = was_open(conn)
+        self._was_open = seems_open(conn)
 
     async def run(self, steps: Steps[T]) -> T:
         """Under psycopg's own lock: no statement, savepoint or end of the transaction of another task comes between the steps."""
