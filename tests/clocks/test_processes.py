@@ -72,7 +72,7 @@ def _effects(folder: Path) -> list[int]:
 
 def _timeless(path: Path) -> Iterator[dict[str, Any]]:
     for event in history.read(path):
-        yield event | ({"at": -1e12} if event["event"] == "group" else {})
+        yield event | ({"at": history.ALWAYS} if event["event"] == "group" else {})
 
 
 def _ids_of(folder: Path, producer: str) -> list[int]:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import sqlite3
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 import aiosqlite
@@ -18,6 +19,7 @@ from tests.kill import load
 from tests.kill.producer import Shop
 
 from .recorder import SimRecorder
+from .seams import WORK
 
 if TYPE_CHECKING:
     from .world import World
@@ -40,6 +42,9 @@ class SimShop(Shop):
 
     async def main(self) -> None:
         async with self.client, self.outbox:
+            node = self.world.node_here()
+            if node is not None and self.outbox._relay is not None:
+                self.world.relays[self.outbox._relay._owner] = node
             await asyncio.gather(*(self._work() for _ in range(WORKERS)))
             await asyncio.Event().wait()
 
@@ -47,18 +52,20 @@ class SimShop(Shop):
         world = self.world
         while not world.healed:
             await asyncio.sleep(self.chance.expovariate(self.rate / WORKERS))
-            task = asyncio.create_task(self._one())
+            context = copy_context()
+            context.run(WORK.set, work := object())
+            task = asyncio.create_task(self._one(), context=context)
             if self.chance.random() < CANCELLED:
-                asyncio.get_running_loop().call_later(self.chance.uniform(0, 0.03), self._cancel, task)
+                asyncio.get_running_loop().call_later(self.chance.uniform(0, 0.03), self._cancel, task, work)
             await asyncio.wait([task])
             if not task.cancelled() and (error := task.exception()) is not None:
                 if isinstance(error, Fenced):
                     world.mark("late_commit_fenced")
                 self._note(error)
 
-    def _cancel(self, task: asyncio.Task[None]) -> None:
+    def _cancel(self, task: asyncio.Task[None], work: object) -> None:
         node = self.world.node_here()
-        if node is not None and node.is_committing():
+        if not task.done() and node is not None and node.is_committing(work):
             self.world.mark("cancel_in_commit")
         task.cancel()
 
@@ -132,13 +139,16 @@ async def _settle(client: Client, delivery: Delivery, chance: random.Random) -> 
         return
 
 
-class GapEar(logging.Handler):
-    """The coordinator says who holds a missing number in its log."""
+class Ear(logging.Handler):
+    """What the system says in its logs: who holds a missing number, and errors. No fault of a world is one."""
 
-    def __init__(self) -> None:
+    def __init__(self, world: World) -> None:
         super().__init__()
-        self.world: World | None = None
+        self.world = world
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self.world is not None and getattr(record, "holder", "nobody") != "nobody":
+        if getattr(record, "holder", "nobody") != "nobody":
             self.world.mark("gap_question_answered")
+        if record.levelno >= logging.ERROR:
+            cause = record.exc_info[1] if record.exc_info else None
+            self.world.wrong(f"log: {record.name}: {record.getMessage()}: {cause!r}")

@@ -43,7 +43,9 @@ class Ledger:
         self._max_attempts = max_attempts
         self.wrong: list[str] = []
         self.marks: Counter[str] = Counter()
-        self.refused: set[Spot] = set()
+        self.lost: set[tuple[Spot, str]] = set()
+        """Spots, with the hand whose word came when it had ended."""
+        self._by_rows: set[bytes] = set()
         self._states: dict[bytes, int] = {}
         self._handed: dict[Spot, str] = {}
         self._done: set[Spot] = set()
@@ -63,8 +65,10 @@ class Ledger:
         known = self._states.get(result.tx.id)
         if known is not None and not result.created:
             self.marks["repeated_content"] += 1
-            if not command.submit and known in DECIDED:
+            if not command.submit and result.tx.id in self._by_rows:
                 self.marks["late_prepare"] += 1
+        elif command.submit:
+            self._by_rows.add(result.tx.id)
         self._see(result)
 
     def _on_decide(self, command: Any, result: Any) -> None:
@@ -166,6 +170,10 @@ class Ledger:
         """Was its ack taken?"""
         return spot in self._done
 
+    def is_lost_in_its_last_hand(self, spot: Spot) -> bool:
+        """Did a word come for it that was too late, of the hand that it was given to last?"""
+        return (spot, self._handed.get(spot, "")) in self.lost
+
     def _on_settle(self, command: Any, result: Any) -> None:
         if not isinstance(result, list):
             return
@@ -175,8 +183,8 @@ class Ledger:
             spot, hand = spot_of(item.token)
             if answer.error is not None:
                 self.marks[f"settle_{answer.error[0]}"] += 1
-                self.refused.add(spot)
                 if answer.error[0] == "lease_lost":
+                    self.lost.add((spot, hand))
                     self._may_be_gone(spot, item.token)
                 continue
             if self._handed.get(spot) != hand:

@@ -14,6 +14,7 @@ from halfmsg import Client
 from halfmsg.coordinator import backup
 from halfmsg.coordinator.errors import StartError
 from halfmsg.txclient import ApiError, HalfmsgError
+from tests.support.checker import DECIDED
 
 if TYPE_CHECKING:
     from .world import World
@@ -29,6 +30,7 @@ async def operator(world: World, seed: int) -> None:
         if not world.told:
             continue
         id = world.told[-1] if chance.random() < 0.5 else chance.choice(world.told)
+        told = world.states[id]
         try:
             found = await client.transaction(id)
         except ApiError as error:
@@ -39,13 +41,19 @@ async def operator(world: World, seed: int) -> None:
             continue
         state = found.state
         world.mark("operator_saw_it")
-        if seen.get(id, state) != state and seen[id] in ("committed", "rolled_back"):
-            world.wrong(f"operator: {id} was {seen[id]} and is {state}")
+        world.ledger.wrong += [f"operator: {id} {line}" for line in went_back(told, seen.get(id), state)]
         seen[id] = state
         if chance.random() < 0.05 and state == "prepared":
             await _park(client, id, world)
         if chance.random() < 0.05 and state == "committed":
             await _contradict(client, id, found.producer or "shop-a", world)
+
+
+def went_back(told: str, seen: str | None, state: str) -> list[str]:
+    """A read that is behind what somebody was told before it was asked for, or behind an earlier read (I3, I11)."""
+    return [
+        f"was {how} as {before} and is {state}" for how, before in (("acknowledged", told), ("seen", seen)) if before in DECIDED and before != state
+    ]
 
 
 async def _contradict(client: Client, id: str, producer: str, world: World) -> None:

@@ -10,6 +10,7 @@ from halfmsg import Client
 from halfmsg.txclient import HalfmsgError
 from tests.kill.producer import Recorder
 from tests.support import history
+from tests.support.checker import DECIDED
 
 if TYPE_CHECKING:
     from .world import World
@@ -32,7 +33,8 @@ class SimRecorder(Recorder):
         answer = await super().op(op, timeout=timeout, retry=retry)
         if isinstance(answer, dict) and "state" in answer and isinstance(answer.get("id"), str):
             self.world.told.append(answer["id"])
-            self.world.states[answer["id"]] = answer["state"]
+            if self.world.states.get(answer["id"]) not in DECIDED:  # an answer that was on its way for longer says what was
+                self.world.states[answer["id"]] = answer["state"]
         return answer
 
     async def _again(self, op: Any, after_s: float) -> None:

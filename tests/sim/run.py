@@ -16,20 +16,22 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 
 from . import seams  # noqa: F401 - first of all
 from .marks import MARKS, enough
+from .planted import ENDS
 from .world import run
 
 
-def play(seed: int) -> dict[str, object]:
+def play(seed: int, plant: str | None) -> dict[str, object]:
     """One seed in a folder of its own, in memory where there is a place for it."""
     place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     folder = Path(tempfile.mkdtemp(prefix="halfmsg-sim-", dir=place))
     try:
-        world = run(seed, folder)
+        world = run(seed, folder, plant)
         return {
             "seed": seed, "wrong": world.ledger.wrong, "marks": dict(world.marks), "last": list(world.last), "trace": world.loop.trace.hexdigest(),
             "virtual_s": world.loop.time(), "told": len(world.told),
@@ -41,7 +43,7 @@ def play(seed: int) -> dict[str, object]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def work(seeds: range) -> None:
+def work(seeds: range, plant: str | None) -> None:
     """A worker: a line of JSON a seed."""
     logging.disable(logging.WARNING - 1)
     logging.lastResort = None
@@ -54,8 +56,10 @@ def work(seeds: range) -> None:
             code = 1
             gc.disable()  # what it would end, and when, is no part of the seed
             try:
-                print(json.dumps(play(seed)), flush=True)
+                print(json.dumps(play(seed, plant)), flush=True)
                 code = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(code)
         if os.waitpid(child, 0)[1]:
@@ -88,11 +92,11 @@ class Total:
         return not self.failed and enough(self.seeds, self.missing)
 
 
-def run_many(first: int, count: int, jobs: int, say: object = print) -> Total:
+def run_many(first: int, count: int, jobs: int, plant: str | None = None) -> Total:
     """Seeds `first` to `first + count - 1`, dealt out to `jobs` processes."""
     total = Total()
     env = os.environ | {"PYTHONHASHSEED": "0"}
-    code = [sys.executable, "-m", "tests.sim.run", "--worker"]
+    code = [sys.executable, "-m", "tests.sim.run", *(["--plant", plant] if plant else []), "--worker"]
     workers = [subprocess.Popen([*code, f"{first + at}:{first + count}:{jobs}"], stdout=subprocess.PIPE, text=True, env=env) for at in range(jobs)]
     try:
         _read(workers, total, count)
@@ -140,9 +144,9 @@ def table(total: Total, seconds: float) -> list[str]:
     return lines
 
 
-def one(seed: int) -> int:
+def one(seed: int, plant: str | None) -> int:
     """Play it alone and show how it went."""
-    total = run_many(seed, 1, 1)
+    total = run_many(seed, 1, 1, plant)
     found = total.failed[0] if total.failed else None
     print(f"seed {seed}: trace {total.traces.get(seed, '?')[:16]}")
     for name, times in sorted(total.marks.items()):
@@ -161,13 +165,14 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--seed", type=int)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--plant", choices=ENDS, help="judge --seed with this wrong end: exit 1, or the judge is blind")
     parser.add_argument("--worker")
     given = parser.parse_args()
     if given.worker:
-        work(range(*map(int, given.worker.split(":"))))
+        work(range(*map(int, given.worker.split(":"))), given.plant)
         return 0
     if given.seed is not None:
-        return one(given.seed)
+        return one(given.seed, given.plant)
     began = time.monotonic()
     total = run_many(given.first, given.seeds, given.jobs)
     print("\n".join(table(total, time.monotonic() - began)))

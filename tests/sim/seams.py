@@ -36,11 +36,14 @@ class Node:
         self.tasks: list[asyncio.Task[Any]] = []
         self.owner: Any = None
 
-    def is_committing(self) -> bool:
-        return any(queue.is_committing() for queue in self.queues)
+    def is_committing(self, work: object) -> bool:
+        """Does a COMMIT that `work` asked for run now?"""
+        return any(queue.is_committing(work) for queue in self.queues)
 
 
 NODE: ContextVar[Node | None] = ContextVar("node", default=None)
+WORK: ContextVar[object] = ContextVar("work", default=None)
+"""Which local transaction of its node a task is part of."""
 
 
 class _Current:
@@ -89,7 +92,7 @@ class Queue:
     """What aiosqlite's thread does, as steps of the loop: one function after the other, also those whose caller was cancelled."""
 
     def __init__(self, timeout_s: float) -> None:
-        self._jobs: deque[tuple[asyncio.Future[Any] | None, Callable[[], Any]]] = deque()
+        self._jobs: deque[tuple[asyncio.Future[Any] | None, Callable[[], Any], object]] = deque()
         self._timeout_s, self._waited_s = timeout_s, 0.0
         self._busy = False
         node = NODE.get()
@@ -97,19 +100,19 @@ class Queue:
             node.queues.append(self)
 
     def put_nowait(self, job: tuple[asyncio.Future[Any] | None, Callable[[], Any]]) -> None:
-        self._jobs.append(job)
+        self._jobs.append((*job, WORK.get()))
         if not self._busy:
             self._busy = True
             self._again(_Current.chance.expovariate(2_000))
 
-    def is_committing(self) -> bool:
-        return bool(self._jobs) and self._jobs[0][0] is not None and _text(self._jobs[0][1]).startswith("COMMIT")
+    def is_committing(self, work: object) -> bool:
+        return bool(self._jobs) and self._jobs[0][2] is work and self._jobs[0][0] is not None and _text(self._jobs[0][1]).startswith("COMMIT")
 
     def _again(self, after_s: float) -> None:
         asyncio.get_running_loop().call_later(after_s, self._step)
 
     def _step(self) -> None:
-        future, function = self._jobs[0]
+        future, function, _ = self._jobs[0]
         try:
             text = _text(function)
             if text.startswith("PRAGMA busy_timeout"):

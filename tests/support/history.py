@@ -36,6 +36,8 @@ from pathlib import Path
 from typing import Any
 
 Event = Mapping[str, Any]
+ALWAYS = -1e12
+"""`at` of a group that stood before anybody published, in a history whose clocks are wrong: times of two processes cannot be compared there."""
 
 
 class Writer:
