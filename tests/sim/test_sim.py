@@ -49,6 +49,7 @@ def test_p7_seed_that_failed_holds(seed: int) -> None:
 A_FEW = 6
 
 
+@pytest.mark.timeout(90)  # about 10 s; each planted bug has 100 s in all
 def test_promises_hold_in_a_few_simulated_worlds() -> None:
     """What planted bugs of the core are shown to: few enough to be played for each of them."""
     done = sim("--seeds", str(A_FEW), "--first", "14")

@@ -25,7 +25,7 @@ LEVELS = (
     ("wire", "settings", "env"),
     ("store", "metrics", "logs", "gauges", "doctor"),
     ("service",),
-    ("reader", "hub", "watchdog", "parse", "render", "routes"),
+    ("reader", "hub", "watchdog", "memory", "parse", "render", "routes"),
     ("engine", "ops", "backup"),
     ("api", "stream", "console", "openapi", "auth", "checks", "gaps", "loops", "sinks", "face"),
     ("app",),
