@@ -38,59 +38,65 @@ def judge(path: Path, record: Record) -> Verdict:
         text = str(error)
         wrong = [] if path.name in text and "halfmsg" in text and "\n" not in text else [f"unclear: {text}"]
         return Verdict("refused", text, wrong)
+    wrong = []  # filled as it goes on: an error at the end takes back nothing of what was handed out before
     try:
-        return _work(store, record)
+        return Verdict(_work(store, record, wrong), wrong=wrong)
     except (sqlite3.Error, Problem, RowDamaged, MsgspecError, ValueError, TypeError) as error:
         found = store.backend.meaning(error)
         if isinstance(found, StoreBroken):
             store.close()
-            return _again(path, f"{found}")
-        return Verdict("failed", f"{type(error).__name__}: {error}")
+            return _again(path, f"{found}", wrong)
+        return Verdict("failed", f"{type(error).__name__}: {error}", wrong)
     finally:
         store.close()
 
 
-def _again(path: Path, why: str) -> Verdict:
+def _again(path: Path, why: str, wrong: list[str]) -> Verdict:
     """The process has stopped over damage: the next start must refuse, or the damage was of what nothing needs any more."""
     try:
         open_sqlite(path).close()
     except StartError as error:
-        return Verdict("refused", f"{why}; then {error}")
-    return Verdict("failed", why, [f"it stops over damage and starts again: {why}"])
+        return Verdict("refused", f"{why}; then {error}", wrong)
+    return Verdict("failed", why, [*wrong, f"it stops over damage and starts again: {why}"])
 
 
-def _work(store: Store, record: Record) -> Verdict:
+def _work(store: Store, record: Record, wrong: list[str]) -> str:
+    """Fine or quarantined. What is wrong goes into `wrong` as soon as it is seen."""
     world = World.__new__(World)
     world.store, world.ids, world.groups = store, 0, {}
-    wrong: list[str] = []
-    got: dict[str, set[bytes]] = {name: set() for name in GROUPS}
-    last: dict[Any, int] = {}
-    for group in GROUPS:
-        idle = 0
-        for _ in range(TURNS):
-            world.expire()
-            hand = world.fetch(group, 100, member="judge")
-            for each in hand:
-                wrong += _delivery(record, each, last)
-                got[group].add(each.row.tx_id)
-                world.ack(each, group=group)
-            idle = 0 if hand else idle + 1
-            if idle > 2:
-                break
-            world.later(LATER_S)
-    listed = _listed(store)
     wrong += _states(store, record)
     for group in GROUPS:
-        for id in record.due[group] - got[group]:
+        got = _handed(world, record, group, wrong)
+        listed = _listed(store)
+        for id in record.due[group] - got:
             if not listed & {id, record.sent[id].key or b"-", b"lane"}:
                 wrong.append(f"silent: {group} never got {id.hex()}, and no list has it")
-    if not listed:
+    wrong += [each for each in _states(store, record) if each not in wrong]
+    if not (listed := _listed(store)):
         conn = store.backend.tx.conn  # type: ignore[attr-defined]
         wrong += [f"unsound: {each.name} {each.rows[:1]}" for each in doctor.run(conn, integrity=True) if not each.ok]
-    return Verdict("quarantined" if listed else "fine", wrong=wrong)
+    return "quarantined" if listed else "fine"
 
 
-def _delivery(record: Record, each: Any, last: dict[Any, int]) -> list[str]:
+def _handed(world: World, record: Record, group: str, wrong: list[str]) -> set[bytes]:
+    """All that the group is given until nothing comes, each acked."""
+    got: set[bytes] = set()
+    idle = 0
+    for _ in range(TURNS):
+        world.expire()
+        hand = world.fetch(group, 100, member="judge")
+        for each in hand:
+            wrong += _delivery(record, each)
+            got.add(each.row.tx_id)
+            world.ack(each, group=group)
+        idle = 0 if hand else idle + 1
+        if idle > 2:
+            break
+        world.later(LATER_S)
+    return got
+
+
+def _delivery(record: Record, each: Any) -> list[str]:
     row = each.row
     sent = record.sent.get(row.tx_id)
     if sent is None:

@@ -14,9 +14,11 @@ from tests.corruption import flips
 from tests.corruption.content import copy, fill
 from tests.corruption.judge import judge
 from tests.e2e.test_start_errors import is_one_line, serve
-from tests.support.stores import open_sqlite
+from tests.support.factories import new_message
+from tests.support.stores import changed_by_hand, open_sqlite
 
 SEEDS = (11, 12)
+CONTROL_SEED = 5
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -55,6 +57,35 @@ def test_p8_the_judge_sees_what_the_sums_would_have_stopped(tmp_path: Path) -> N
     path.with_name("halfmsg.db-sums").unlink()
     wrong = judge(path, record).wrong
     assert any(each.startswith("silent") for each in wrong) and any(each.startswith("decision") for each in wrong)
+
+
+def test_p8_what_was_handed_out_wrong_is_judged_though_the_work_fails_later(tmp_path: Path) -> None:
+    """A body that was changed with its digest, and a decision; then the last group is not found: failed, and wrong all the same."""
+    record = fill(tmp_path, 6)
+    path = tmp_path / "halfmsg.db"
+    changed_by_hand(path)
+    id = min(record.due["g-seq"])
+    other = new_message("seq", b"other", key=record.sent[id].key)
+    conn = sqlite3.connect(path)
+    with conn:
+        (number,) = conn.execute("SELECT n FROM tx WHERE id = ?", (id,)).fetchone()
+        conn.execute("UPDATE message SET body = ?, digest = ? WHERE m = ?", (other.body, other.digest, number * 1024))
+        conn.execute("UPDATE tx SET state = 1, decided_at = 1, decided_by = 1, next_check = NULL WHERE state = 3")
+        conn.execute("UPDATE grp SET name = 'g-other' WHERE name = 'g-arr'")
+    conn.close()
+    verdict = judge(path, record)
+    assert verdict.what == "failed" and "g-arr" in verdict.detail
+    assert any(each.startswith(f"other content: {id.hex()}") for each in verdict.wrong)
+    assert any(each.startswith("decision") for each in verdict.wrong)
+
+
+def test_p8_without_sums_the_judge_sees_what_the_sums_stop(tmp_path: Path) -> None:
+    """The same 20 flips twice: with sums none gets as far as a delivery; without, some are put aside at one and one is seen by doctor alone."""
+    with_sums, none = flips.run(20, CONTROL_SEED)
+    without, seen = flips.run(20, CONTROL_SEED, sums=False)
+    print(dict(with_sums), dict(without), seen)
+    assert none == [] and {what for _, what in with_sums} == {"refused", "fine"}
+    assert seen != [] and {what for _, what in without} >= {"refused", "fine", "quarantined", "WRONG"}
 
 
 @pytest.mark.parametrize("place", ["main", "wal", "cut main", "cut wal"])
