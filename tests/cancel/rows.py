@@ -8,7 +8,10 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from halfmsg.coordinator.ids import format_id, new_id
-from tests.clocks.life import PRODUCER, Life
+from tests.clocks.life import LEASE_S, PRODUCER, Life
+
+LONGEST_S = LEASE_S + 5
+"""What an extend asks for, so that it does make a lease longer; none here is longer than that."""
 
 
 class Asked(NamedTuple):
@@ -24,7 +27,7 @@ Make = Callable[["World"], Awaitable[Asked]]
 
 
 class World:
-    """A life, with things made anew for each call; `owed` are the numbers that were sent and not settled by a call."""
+    """A life, with things made anew for each call; `owed` are the numbers that were sent and that no call ended."""
 
     def __init__(self, life: Life) -> None:
         self.life = life
@@ -52,7 +55,7 @@ class World:
             for each in await self.life.fetch("u"):
                 if each["data"] == number:
                     return each
-                await self.life.settle("ack", "u", each)
+                assert await self.life.settle("ack", "u", each) == [""]
                 self.owed.discard(each["data"])
 
     async def half(self) -> str:
@@ -90,10 +93,13 @@ def of_half(body: Callable[[World, str], Any] = lambda world, id: None) -> Make:
     return make
 
 
-def of_given(more: dict[str, Any], *, by_s: float | None = None) -> Make:
+def of_given(more: dict[str, Any], *, ends: bool, by_s: float | None = None) -> Make:
+    """Ended or not: that is what a cancelled ack or reject leaves open. After a nack or an extend the message is owed as before."""
+
     async def make(world: World) -> Asked:
         given = await world.given()
-        world.owed.discard(given["data"])  # settled or not: that is what a cancelled call leaves open
+        if ends:
+            world.owed.discard(given["data"])
         deliveries = {"deliveries": [{"token": given["token"]} | more]}
         return Asked({"group": "u"}, deliveries if by_s is None else deliveries | {"by_s": by_s})
 
@@ -198,10 +204,10 @@ ROWS: dict[tuple[str, str], list[Make]] = {
     ("PUT", "/v1/groups/{group}"): [put_group],
     ("DELETE", "/v1/groups/{group}"): [delete_group],
     ("POST", "/v1/groups/{group}/fetch"): [fetch, long_poll],
-    ("POST", "/v1/groups/{group}/ack"): [of_given({})],
-    ("POST", "/v1/groups/{group}/nack"): [of_given({"reason": "no"})],
-    ("POST", "/v1/groups/{group}/reject"): [of_given({"reason": "no"})],
-    ("POST", "/v1/groups/{group}/extend"): [of_given({}, by_s=5)],
+    ("POST", "/v1/groups/{group}/ack"): [of_given({}, ends=True)],
+    ("POST", "/v1/groups/{group}/nack"): [of_given({"reason": "no"}, ends=False)],
+    ("POST", "/v1/groups/{group}/reject"): [of_given({"reason": "no"}, ends=True)],
+    ("POST", "/v1/groups/{group}/extend"): [of_given({}, ends=False, by_s=LONGEST_S)],
     ("POST", "/v1/groups/{group}/pause"): [fixed(Asked({"group": "a"}))],
     ("POST", "/v1/groups/{group}/resume"): [fixed(Asked({"group": "a"}))],
     ("POST", "/v1/groups/{group}/seek"): [fixed(Asked({"group": "u"}))],

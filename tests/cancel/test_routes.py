@@ -18,8 +18,8 @@ from halfmsg.coordinator import api
 from halfmsg.coordinator.api_calls import Calls
 from halfmsg.coordinator.gaps import Gaps
 from halfmsg.coordinator.routes import ROUTES, Route
-from tests.cancel.rows import ROWS, Asked, Make, World
-from tests.clocks.life import LEASE_S, Life, living
+from tests.cancel.rows import LONGEST_S, ROWS, Asked, Make, World
+from tests.clocks.life import BACKOFF_S, Life, living
 from tests.outbox.faults import cancel_at
 from tests.support.clock import WildClock
 from tests.support.serving import eventually
@@ -70,16 +70,16 @@ async def goes_on(world: World) -> None:
 
 
 async def nothing_is_lost(world: World) -> None:
-    """What a cancelled call took under a lease comes again when that has ended."""
+    """What a cancelled call took under a lease or gave back comes again when that has ended, and the wait before another attempt; not later."""
     life = world.life
-    life.clock.advance(LEASE_S + 1)
+    await life.later(LONGEST_S + 1)
+    await life.later(BACKOFF_S + 1)
     got: set[int] = set()
 
     async def all_there() -> bool:
         given = await life.fetch("u")
-        await life.settle("ack", "u", *given)
+        assert await life.settle("ack", "u", *given) == [""] * len(given)
         got.update(each["data"] for each in given)
-        life.clock.advance(LEASE_S + 1)
         return got >= world.owed
 
     await eventually(all_there, f"the messages {world.owed}")
