@@ -1,6 +1,6 @@
 """`make kill-moments TIMES=100`: kill -9 at random moments of what a coordinator does seldom: its first start, a start on a full store, a
 checkpoint, and the graceful stop under load. After the next start nothing that was acknowledged is gone, nothing that was refused is
-there, and doctor finds nothing. One seed draws the moments.
+there, and doctor finds nothing. One seed draws the moments. A kind whose kills all came beside its moment proves nothing, and is wrong as well.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import random
 import shutil
 import signal
 import sqlite3
+import struct
 import sys
 import tempfile
 import threading
@@ -32,6 +33,12 @@ FIRST_S: Final = 0.03
 """From the making of the file to its tables, and some more."""
 BIG: Final = 300_000
 """Bytes of a body that fills the WAL to a checkpoint within a second."""
+MORE: Final = 20
+"""Kills beyond those that were asked for, while none has come inside the moment."""
+IN_IT: Final = "in it"
+BACKFILLED: Final = 96
+ATTEMPTED: Final = 128
+"""Where SQLite's index of the WAL says how many frames a checkpoint has brought home, and how many it set out with (walformat, 2.3)."""
 
 
 @dataclass(slots=True)
@@ -88,6 +95,8 @@ class Moments:
     def __init__(self, folder: Path, zygote: Zygote, answers: Answers, seed: int) -> None:
         self.folder, self.zygote, self.answers, self.chance = folder, zygote, answers, random.Random(seed)
         self.seen: Counter[str] = Counter()
+        self.kills: Counter[str] = Counter()
+        self.inside: Counter[str] = Counter()
         self._count = 0
         self._start_s = 0.1
 
@@ -120,6 +129,11 @@ class Moments:
     def _wait(self, most: float) -> None:
         time.sleep(self.chance.uniform(0, most))
 
+    def note(self, name: str, how: str, *, inside: bool) -> None:
+        """When a kill came, and whether that was in the moment which it is about."""
+        self.seen[f"{name}, {how}"] += 1
+        self.inside[name] += inside
+
     def first_start(self) -> Iterator[str]:
         """Killed while it makes its file; the next start makes it whole."""
         scene = self._scene()
@@ -129,18 +143,20 @@ class Moments:
             time.sleep(0.0002)
         self._wait(FIRST_S)
         scene.kill()
-        self.seen[f"first start, killed {_stage(scene)}"] += 1
+        tables = _has_tables(scene)
+        self.note("first start", f"killed {'with its tables there' if tables else 'before there were tables'}", inside=not tables)
         yield from self._comes_up(scene)
 
     def start(self) -> Iterator[str]:
         """Killed again and again while it starts on a full store."""
         scene = self._scene(self.full)
-        times = self.chance.randint(1, 4)
+        times, inside = self.chance.randint(1, 4), 0
         for _ in range(times):
             scene.begin()
             self._wait(self._start_s * 1.3)
             scene.kill()
-        self.seen[f"start, killed {times} times"] += 1
+            inside += _opened(scene) and not scene.listens
+        self.note("start", f"killed {times} times", inside=inside > 0)
         yield from self._comes_up(scene)
         if (found := _decisions(scene)) != (wanted := _decisions(self.full)):
             yield f"transactions differ: {wanted} before, {found} after"
@@ -151,7 +167,7 @@ class Moments:
         wanted = _decisions(scene)
         scene.begin()
         during = _killed_as_the_file_changes(scene, self.chance.uniform(0, 0.004))
-        self.seen[f"checkpoint, killed {during}"] += 1
+        self.note("checkpoint", f"killed {during}", inside=during == IN_IT)
         yield from self._comes_up(scene)
         if (found := _decisions(scene)) != wanted:
             yield f"transactions differ: {wanted} before, {found} after"
@@ -163,7 +179,7 @@ class Moments:
         with Load(scene, self.chance, BIG) as load:
             load.wait_told(1)
             during = _killed_as_the_file_changes(scene, self.chance.uniform(0, 0.01))
-        self.seen[f"checkpoint under load, killed {during}"] += 1
+        self.note("checkpoint under load", f"killed {during}", inside=during == IN_IT)
         yield from self._comes_up(scene)
         yield from load.wrong(scene)
 
@@ -177,7 +193,7 @@ class Moments:
             code = scene.ended(self.chance.uniform(0, 0.08))
             scene.kill()
         told = "some refused" if any(status >= 300 for status in load.told.values()) else "none refused"
-        self.seen[f"stop, {'killed' if code is None else 'ended'}, {told}"] += 1
+        self.note("stop", f"{'killed' if code is None else 'ended'}, {told}", inside=code is None)
         if code not in (None, 0):
             yield f"SIGTERM ended it with {code}: {scene.log[-1_000:]}"
         yield from self._comes_up(scene)
@@ -197,15 +213,20 @@ class Moments:
             "stop": self.drain,
         }  # fmt: skip
 
-    def run(self, name: str, times: int) -> list[str]:
-        """What was wrong, with the folder that shows it; folders of what was right are removed."""
-        problems = []
-        for _ in range(times):
+    def run(self, name: str, times: int, more: int = MORE) -> list[str]:
+        """What was wrong, with the folder that shows it; folders of what was right are removed. Some more times, if none came inside the moment."""
+        problems: list[str] = []
+        done, inside = 0, self.inside[name]
+        while done < times or (self.inside[name] == inside and done < times + more):
+            done += 1
             found = list(self.all()[name]())
             folder = self.folder / f"m{self._count}"
             problems += [f"{name} ({folder}): {problem}" for problem in found]
             if not found:
                 shutil.rmtree(folder)
+        if self.inside[name] == inside:
+            problems.append(f"{name}: none of {done} kills came inside it, so it was not tried")
+        self.kills[name] += done
         return problems
 
 
@@ -229,8 +250,13 @@ def _decisions(scene: Scene) -> list[tuple[Any, ...]]:
     return [*tx, *((name, len(rows[name])) for name in ("log", "held", "message", "dead", "flight", "retry", "conflict", "audit"))]
 
 
-def _stage(scene: Scene) -> str:
-    return "with its tables there" if scene.rows_at_rest() else "before there were tables"
+def _has_tables(scene: Scene) -> bool:
+    return bool(scene.rows_at_rest())
+
+
+def _opened(scene: Scene) -> bool:
+    """A copy of a store has no index of its WAL: who opens it makes one."""
+    return scene.store.with_name(scene.store.name + "-shm").exists()
 
 
 def _killed_as_the_file_changes(scene: Scene, after_s: float) -> str:
@@ -243,7 +269,16 @@ def _killed_as_the_file_changes(scene: Scene, after_s: float) -> str:
     scene.kill()
     if scene.store.stat().st_mtime_ns == before:
         return "before it"
-    return "in it or at its end" if wal.exists() and wal.stat().st_size else "after it"
+    if not wal.exists() or not wal.stat().st_size:
+        return "after it"
+    return "at its end" if _all_is_home(scene) else IN_IT
+
+
+def _all_is_home(scene: Scene) -> bool:
+    """The index outlives a kill: SQLite notes what it sets out with before a checkpoint's first write, and what is done after its fsync."""
+    index = scene.store.with_name(scene.store.name + "-shm").read_bytes()
+    (done,), (wanted,) = struct.unpack_from("=I", index, BACKFILLED), struct.unpack_from("=I", index, ATTEMPTED)
+    return bool(done >= wanted)
 
 
 def main() -> int:
@@ -262,7 +297,8 @@ def main() -> int:
             began = time.monotonic()
             found = moments.run(name, given.times)
             problems += found
-            print(f"{name:<24} {given.times} kills, {len(found)} wrong, {time.monotonic() - began:.1f} s", flush=True)
+            kills, inside, took = moments.kills[name], moments.inside[name], time.monotonic() - began
+            print(f"{name:<24} {kills} kills, {inside} inside, {len(found)} wrong, {took:.1f} s", flush=True)
     print("\n".join(f"  {what}: {count}" for what, count in sorted(moments.seen.items())))
     print("\n".join(problems[:20]) or "nothing acknowledged was lost, nothing refused was stored, doctor found nothing")
     if not problems:

@@ -100,6 +100,10 @@ class Scene:
     def log(self) -> str:
         return self._log.read_text() if self._log.exists() else ""
 
+    @property
+    def listens(self) -> bool:
+        return _LISTENING.search(self.log) is not None
+
     def ended(self, limit_s: float) -> int | None:
         return self.zygote.wait(self.pid, limit_s)
 

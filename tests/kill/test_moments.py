@@ -39,6 +39,26 @@ def test_every_kind_of_moment_has_its_test(moments: Moments) -> None:
     assert set(TIMES) == set(moments.all())
 
 
+class Late(Moments):
+    """All its kills come after the start that they are about."""
+
+    def start(self) -> Iterator[str]:
+        scene = self._scene(self.full)
+        scene.start()
+        scene.kill()
+        self.note("start", "killed after it", inside=False)
+        yield from ()
+
+
+def test_kills_that_all_come_beside_their_moment_are_no_proof(moments: Moments) -> None:
+    """The harness itself: it goes on for a while, and then says that it has tried nothing."""
+    folder = moments.folder / "late"
+    folder.mkdir()
+    late = Late(folder, moments.zygote, moments.answers, SEED)
+    late.full = moments.full
+    assert late.run("start", 2, more=3) == ["start: none of 5 kills came inside it, so it was not tried"]
+
+
 def test_a_loss_and_a_ghost_are_seen(moments: Moments) -> None:
     """The check itself: a row that goes after its answer, and one that is there although it was refused."""
     scene: Scene = moments.full.copy(moments.folder / "planted")
