@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from benchmarks import slope, soak
 from halfmsg.coordinator.bench.loads import open_loop
+from tests.support.stores import open_sqlite
 
 MINUTES = 2.0
 """Of the real run here."""
@@ -90,6 +94,16 @@ def test_soak_sees_a_wal_that_is_too_long_at_any_time() -> None:
     """It may be cut again before the end."""
     samples = [_sample(at, wal=soak.WAL_BYTES_MAX + 1.0 if at == 50 else 0.0) for at in range(120)]
     assert [line.partition(" reached")[0] for line in soak.judge(samples)] == ["the WAL"]
+
+
+def test_soak_says_what_doctor_finds_in_the_file(tmp_path: Path) -> None:
+    """Nothing in a sound one; a row that breaks an invariant is named."""
+    path = tmp_path / "soak.db"
+    open_sqlite(path).close()
+    assert soak.unsound(path) == []
+    with closing(sqlite3.connect(path)) as conn, conn:
+        conn.execute("INSERT INTO open_key VALUES (1, 99)")
+    assert [line.partition(":")[0] for line in soak.unsound(path)] == ["open_key_is_undecided"]
 
 
 @pytest.mark.slow
