@@ -12,7 +12,7 @@ from collections import Counter as CountOf
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from .gauges import GroupGauge, ProducerGauge, Snapshot
@@ -89,6 +89,7 @@ class Metrics:
     def __init__(self, *, version: str = "", storage: str = "") -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry(auto_describe=True)
+        ProcessCollector(registry=self.registry)  # memory, descriptors, CPU, by the names that every dashboard knows; on Linux
         self._topic, self._group, self._producer = _Few(), _Few(), _Few()
         self._groups_known: set[tuple[str, str]] = set()
         self._producers_known: set[str] = set()

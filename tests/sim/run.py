@@ -17,12 +17,11 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
 from pathlib import Path
 
 from . import seams  # noqa: F401 - first of all
-from .marks import MARKS, enough
 from .planted import ENDS
+from .table import Total, table
 from .world import run
 
 
@@ -66,32 +65,6 @@ def work(seeds: range, plant: str | None) -> None:
             sys.exit(f"seed {seed} ended without a word")
 
 
-class Total:
-    """What all seeds found."""
-
-    def __init__(self) -> None:
-        self.seeds, self.virtual_s, self.told = 0, 0.0, 0
-        self.marks: Counter[str] = Counter()
-        self.failed: list[dict[str, object]] = []
-        self.traces: dict[int, str] = {}
-
-    def add(self, line: dict[str, object]) -> None:
-        self.seeds += 1
-        self.virtual_s += float(str(line["virtual_s"]))
-        self.told += int(str(line["told"]))
-        self.marks.update(line["marks"])  # type: ignore[call-overload]
-        self.traces[int(str(line["seed"]))] = str(line["trace"])
-        if line["wrong"]:
-            self.failed.append(line)
-
-    @property
-    def missing(self) -> list[str]:
-        return [name for name in MARKS if not self.marks[name]]
-
-    def ok(self) -> bool:
-        return not self.failed and enough(self.seeds, self.missing)
-
-
 def run_many(first: int, count: int, jobs: int, plant: str | None = None) -> Total:
     """Seeds `first` to `first + count - 1`, dealt out to `jobs` processes."""
     total = Total()
@@ -130,18 +103,6 @@ def _read(workers: list[subprocess.Popen[str]], total: Total, count: int) -> Non
     for worker in workers:
         if worker.wait() != 0:
             total.failed.append({"seed": -1, "wrong": [f"a worker ended with {worker.returncode}"], "last": []})
-
-
-def table(total: Total, seconds: float) -> list[str]:
-    lines = [
-        f"{total.seeds} seeds in {seconds:.0f} s, {total.virtual_s:,.0f} s of virtual time, {total.told:,} answers about transactions",
-        f"{len(MARKS) - len(total.missing)} of {len(MARKS)} marks reached" + (f"; never: {', '.join(total.missing)}" if total.missing else ""),
-        f"{len(total.failed)} seeds with something wrong",
-    ]
-    for line in total.failed[:10]:
-        lines += [f"  seed {line['seed']}: {wrong}" for wrong in line["wrong"][:3]]  # type: ignore[index]
-        lines.append(f"    again: make sim SEED={line['seed']}")
-    return lines
 
 
 def one(seed: int, plant: str | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -184,3 +185,10 @@ def test_no_gauge_walks_a_table(store: sqlite3.Connection, sql: str) -> None:
     ]
     assert not [line for line in scans if "subquery" not in line.lower()], plan
     assert not [line for line in plan if "TEMP B-TREE" in line and "count(DISTINCT)" not in line], plan
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
+def test_memory_and_descriptors_of_the_process_are_there_by_their_common_names(counted: metrics.Metrics) -> None:
+    """What an operator's dashboards for any process look for."""
+    assert (_value(counted, "process_resident_memory_bytes") or 0) > 2**20
+    assert (_value(counted, "process_open_fds") or 0) > 0
