@@ -18,7 +18,7 @@ from tests.kill import consumer as killed
 from tests.kill import load
 from tests.kill.producer import Shop
 
-from .recorder import SimRecorder
+from .recorder import SimRecorder, Twice
 from .seams import WORK
 
 if TYPE_CHECKING:
@@ -109,6 +109,9 @@ async def zombie(world: World, seed: int) -> None:
     """Fetches, thinks too long, and acks, nacks or rejects all the same; also twice, and out of order."""
     chance = random.Random(seed)
     client = Client(URL)
+    if world.wide:
+        client = Twice(URL)
+        client.doubled_in(world, random.Random(seed))
     while True:
         try:
             found = await client.fetch(RAW, max=chance.randrange(1, 8), wait=1.0, lease=1.0)
