@@ -76,7 +76,8 @@ class Running:
 
     def signal(self, number: signal.Signals) -> None:
         if self.code is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and the zygote's word about it is on its way
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """Ended whatever it does; nothing where it has ended."""
