@@ -53,9 +53,9 @@ def left(world: World) -> list[str]:
 async def judge(world: World) -> None:
     for name in list(world.nodes):
         if name != "coordinator":
-            world.crash(name)
+            world.crash(name, told=False)
     await _bounded(world)
-    world.crash("coordinator")
+    world.crash("coordinator", told=False)
     with closing(_reader(world.store)) as conn:
         _stands(world, conn)
         for finding in doctor.run(conn, integrity=True):

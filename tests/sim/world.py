@@ -110,11 +110,12 @@ class World:
         elif error is not None:
             self.wrong(f"{name} ended with {error!r}")
 
-    def crash(self, name: str) -> None:
+    def crash(self, name: str, *, told: bool = True) -> None:
         node = self.nodes[name]
         if not node.alive:
             return
-        self.say(f"{name} crashes")
+        if told:
+            self.say(f"{name} crashes")
         node.alive = False
         self.net.crash(node)
         if name == "coordinator":
