@@ -112,5 +112,5 @@ def _op(end: End, group: str, told: Sequence[Settle]) -> object:
 
 def _note(one: Settle, problem: Mapping[str, Any]) -> None:
     code = problem.get("code")
-    level = logging.DEBUG if code == "lease_lost" else logging.WARNING  # out_of_order too: the lease of the one before may just have ended
+    level = logging.ERROR if code == "out_of_order" else logging.DEBUG if code == "lease_lost" else logging.WARNING
     log.log(level, "%s of %s was refused: %s (%s)", one.end, one.delivery.id, code, problem.get("detail"))

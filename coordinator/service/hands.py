@@ -83,8 +83,9 @@ class Lane:
         found = self._at.get(token.off)
         return found if found is not None and (found.flight.lo, found.flight.token) == (token.lo, token.token) else None
 
-    def is_first(self, held: Held) -> bool:
-        return min(self.by_key[held.okey]) == held.off
+    def first_of(self, okey: int | None) -> Held:
+        open_ones = self.by_key[okey]
+        return open_ones[min(open_ones)]
 
     def later(self, held: Held) -> list[Held]:
         return [other for off, other in sorted(self.by_key[held.okey].items()) if off > held.off]

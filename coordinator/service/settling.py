@@ -103,7 +103,10 @@ def _settle_ordered(call: _Call, item: Settle, token: Token, group: Group, topic
     held = lane.find(token)
     if held is None or held.flight.until <= call.now:
         return LOST
-    if not lane.is_first(held):
+    first = lane.first_of(held.okey)
+    if first.flight.until <= call.now:
+        return LOST  # the end of that lease gives back the later ones of its key (R13); the tick that does so comes
+    if first is not held:
         return OUT_OF_ORDER
     call.members.add((group.id, held.flight.member))
     if item.what == "ack":

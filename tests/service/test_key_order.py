@@ -24,6 +24,29 @@ def test_p7_ack_out_of_order_is_refused(seq: World) -> None:
     assert codes(seq.ack(third)) == [None]
 
 
+@pytest.mark.parametrize("ticked", [False, True])
+@pytest.mark.parametrize("what", ["ack", "nack", "reject"])
+def test_p7_what_stands_behind_an_ended_lease_is_lost(seq: World, what: str, ticked: bool) -> None:
+    """The lease of the first of a key has ended, that of the second runs on: it is given back with the first, and lost from then on (R13). Its
+    holder is not told that it did something in the wrong order, whether or not the tick that gives back has come."""
+    seq.sequence(1)
+    seq.fetch(member="m", lease_s=10)
+    seq.later(6)
+    seq.sequence(2)
+    [second] = seq.fetch(member="m", lease_s=10)
+    assert codes(seq.settle(what, second)) == ["out_of_order"]
+    seq.later(4)
+    if ticked:
+        seq.expire()
+    assert codes(seq.settle(what, second)) == [LOST]
+    seq.expire()
+    seq.later(1)
+    [first] = seq.fetch(member="n")
+    seq.ack(first)
+    [second] = seq.fetch(member="n")
+    assert [(each.row.seq, each.attempt) for each in (first, second)] == [(1, 2), (2, 1)]
+
+
 def test_p7_nack_gives_back_the_later_ones_of_its_key_unattempted(seq: World) -> None:
     """Their tokens are told and dead; another key's are not touched (R13)."""
     for number in (1, 2, 3):
