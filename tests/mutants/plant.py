@@ -7,14 +7,15 @@ import functools
 import re
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent / "planted"
 ROOT = FOLDER.parents[2]
 PROMISES = tuple(f"P{number}" for number in range(1, 11))
-FIELDS = {"promise", "rule", "why", "on_sqlite", "asked", "tests", "fast", "hang", "edit"}
+FIELDS = {"promise", "rule", "why", "on_sqlite", "asked", "tests", "fast", "hang", "worlds", "edit"}
+WORLDS = "tests/sim/test_sim.py::test_promises_hold_in_a_few_simulated_worlds"
 _RULE = re.compile(r"(P([1-9]|10)|R([1-9]|[12]\d|30)|W\d+)(, (P([1-9]|10)|R([1-9]|[12]\d|30)|W\d+))*")
 
 
@@ -33,7 +34,9 @@ class Edit:
 
 @dataclass(frozen=True)
 class Mutant:
-    """`tests`: node ids without parameters mean all of them. `hang`: a test's time-out is how it is seen."""
+    """`tests`: node ids without parameters mean all of them. `hang`: a test's time-out is how it is seen. `worlds`: simulated worlds must see it
+    as well, by themselves.
+    """
 
     name: str
     promise: str
@@ -45,6 +48,7 @@ class Mutant:
     fast: bool
     hang: bool
     edits: tuple[Edit, ...]
+    worlds: bool = False
 
     def apply(self, root: Path) -> None:
         """Change the files below `root`. Raises Unfit, with nothing changed, where an old text does not stand there exactly once."""
@@ -99,7 +103,7 @@ def load(path: Path) -> Mutant:
         raise Unfit(f"{path.name}: promise is one of P1-P10, rule something like `R5, R9`")
     return Mutant(
         path.stem, given["promise"], given["rule"], given["why"], given.get("asked", ""), given.get("on_sqlite", ""), tuple(given["tests"]),
-        bool(given.get("fast")), bool(given.get("hang")), tuple(_edit(path.name, each) for each in given["edit"]),
+        bool(given.get("fast")), bool(given.get("hang")), tuple(_edit(path.name, each) for each in given["edit"]), bool(given.get("worlds")),
     )  # fmt: skip
 
 
@@ -110,7 +114,13 @@ def _edit(name: str, given: dict[str, Any]) -> Edit:
 
 
 def load_all() -> list[Mutant]:
-    return [load(path) for path in sorted(FOLDER.glob("*.toml"))]
+    """Each of the folder, and those of `worlds` once more under a name of their own."""
+    found = [load(path) for path in sorted(FOLDER.glob("*.toml"))]
+    return found + [_in_worlds(mutant) for mutant in found if mutant.worlds]
+
+
+def _in_worlds(mutant: Mutant) -> Mutant:
+    return replace(mutant, name=f"world_{mutant.name}", tests=(WORLDS,), asked="", fast=False)
 
 
 def file_and_name(test: str) -> tuple[str, str]:
