@@ -9,11 +9,11 @@ import shutil
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from . import memory
 from .checks import Checks
 from .engine import Engine
 from .errors import Problem
 from .gaps import Gaps
+from .memory import give_back
 from .service import capacity, release, settling
 
 log = logging.getLogger("halfmsg.loops")
@@ -120,7 +120,7 @@ class Ticks:
 
     async def memory(self) -> None:
         """What the allocator keeps free goes back to the system, so that what operators see is what is used."""
-        await asyncio.to_thread(memory.give_back)
+        await asyncio.to_thread(give_back)
 
     async def loop_lag(self) -> None:
         """One timer after the other, so that no time is unwatched: whenever the loop is blocked, one of them is late."""

@@ -338,27 +338,26 @@ class World:
         with closing(sqlite3.connect(load.database(self.folder, "shop-a"))) as conn:
             if conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'halfmsg_lane'").fetchone():
                 rows = conn.execute("SELECT lane, owner FROM halfmsg_lane WHERE owner IS NOT NULL")
-                self._compare("relay_take_over", rows, lambda owner: owner in self.relays and not self.relays[owner].alive)
+                dead = [owner for owner in self._taken_from("relays", rows) if owner in self.relays and not self.relays[owner].alive]
+                self.marks["relay_take_over"] += len(dead)
         if not self.store.exists():
             return
         with closing(sqlite3.connect(f"{self.store.as_uri()}?mode=ro", uri=True)) as conn:
             if conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'place'").fetchone():
                 self._holds_now(conn)
                 rows = conn.execute("SELECT grp || '/' || lane, owner FROM place WHERE owner IS NOT NULL AND owner != ''")
-                self._compare("lane_take_over", rows, lambda _: True)
+                self.marks["lane_take_over"] += len(self._taken_from("members", rows))
                 self.marks["held"] += conn.execute("SELECT count(*) FROM held").fetchone()[0]
 
     def _holds_now(self, conn: sqlite3.Connection) -> None:
         """Every invariant in the middle of the trouble too: at rest nothing is in a hand."""
         self.ledger.wrong += [f"now: {each.name}: {each.rows[:2]}" for each in doctor.run(conn, sample=5) if each.ok is not True]
 
-    def _compare(self, mark: str, rows: Any, counts: Callable[[Any], bool]) -> None:
-        """Another owner than at the last look; `counts` says whether the one before was of the kind that is meant."""
-        before = self._owners.setdefault(mark, {})
-        for lane, owner in rows:
-            if before.get(lane, owner) != owner and counts(before[lane]):
-                self.mark(mark)
-            before[lane] = owner
+    def _taken_from(self, kind: str, rows: Any) -> list[Any]:
+        """Whose lanes have another owner than at the last look."""
+        before, now = self._owners.get(kind, {}), dict(rows)
+        self._owners[kind] = before | now
+        return [before[lane] for lane, owner in now.items() if before.get(lane, owner) != owner]
 
     # --- the end ---
 
