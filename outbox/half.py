@@ -131,12 +131,17 @@ class Half:
         await self._withdraw()
 
     async def _withdraw(self) -> None:
-        """The block raised, which is no proof of anything once a COMMIT was sent (R1): lay the fence, or read that it stands."""
-        if not self._sent and not self._fenced:
-            return
+        """The block raised, which is no proof of anything once a COMMIT was sent (R1): lay the fence, or read that it stands.
+
+        A task of its own: a cancelled caller is let go, and what is ruled then is told all the same.
+        """
+        if self._sent or self._fenced:
+            await asyncio.shield(self._rule_and_tell())
+
+    async def _rule_and_tell(self) -> None:
         relay = self._outbox._relay
         try:
-            fate = await asyncio.shield(self._rule())
+            fate = await self._rule()
         except Exception as error:  # locked: your transaction is still open, which is no proof either way; the relay looks again
             log.debug("half message %s: not ruled yet (%s); the check-back asks", self.id, error)
             if relay is not None and self.acknowledged:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sqlite3
 from collections.abc import AsyncIterator
+from itertools import count
 from typing import Any
 from uuid import uuid4
 
@@ -16,7 +18,7 @@ from halfmsg import Client, Fenced, Message, Outbox, TransportError, UsageError
 from halfmsg.coordinator.app import Coordinator
 from halfmsg.outbox import AlreadyCommitted, Half
 
-from .faults import DeafProxy, deaf_proxy
+from .faults import DeafProxy, cancel_at, deaf_proxy
 from .sides import Side, closing, sqlite_side
 
 
@@ -117,6 +119,39 @@ async def test_r1_block_that_raises_with_its_transaction_open_does_not_wait_for_
     await database.commit(conn)
     await state_of(client, half.id, "committed")
     assert database.counts() == (1, 1, 1)
+
+
+async def test_p2_half_cancelled_behind_a_lock_leaves_no_error(database: Side, outbox: Outbox, client: Client) -> None:
+    """The caller is let go; what it leaves behind meets the lock by itself, and the later commit is what counts."""
+    unheard: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+    cancelled_behind_it = 0
+    for k in count(1):
+        conn = await database.connect()
+        half = outbox.prepared(Message("s", k, key=f"k{k}"))
+
+        async def raising(conn: Any = conn, half: Any = half, k: int = k) -> None:
+            async with half:
+                await database.begin(conn)
+                await database.business(conn, f"k{k}")
+                await half.fence(conn)
+                raise ZeroDivisionError
+
+        reached, error = await cancel_at(raising(), k)
+        if behind := [task for task in asyncio.all_tasks() if "Half" in str(task.get_coro())]:
+            cancelled_behind_it += 1
+            await asyncio.wait(behind, timeout=10)
+            assert all(task.done() for task in behind)
+            del behind
+        await database.commit(conn)
+        if database.verdict(half.id) == 1:
+            await state_of(client, half.id, "committed")
+        if not reached:
+            break
+    gc.collect()
+    assert isinstance(error, ZeroDivisionError)
+    assert cancelled_behind_it
+    assert not unheard
 
 
 async def test_r26_id_that_was_rolled_back_is_replaced(database: Side, outbox: Outbox, client: Client) -> None:
