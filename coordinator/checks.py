@@ -57,9 +57,13 @@ class CheckStore:
         return self._sources
 
     async def claim_due_checks(self, limits: Mapping[int, int]) -> list[ports.DueCheck]:
+        """In one transaction: one that is parked in between would be claimed as both, and a question that names it twice is none."""
         command = verdicts.ClaimDue(limits, self._lease_ms)
-        due = await self._engine.call(verdicts.claim_due, command) + await self._engine.call(verdicts.claim_parked, command)
-        return [check_of(each) for each in due]
+        claimed = await self._engine.submit(((verdicts.claim_due, command), (verdicts.claim_parked, command)))
+        for result in claimed:
+            if isinstance(result, Problem):
+                raise result
+        return [check_of(each) for due in claimed for each in due]
 
     async def apply_rulings(self, rulings: list[ports.Judged]) -> None:
         """Raises Problem where the store took none of them: they are asked about again."""
@@ -167,8 +171,8 @@ class Checks:
         """Ask about these ids at once and apply the answers: an operator's first tool (R4). Of another producer's nothing is asked: it says whose."""
         found: list[ports.DueCheck] = []
         others: list[dict[str, object]] = []
-        for id in ids:
-            due = await self.engine.call(verdicts.claim_one, parse_id(id))
+        for id in dict.fromkeys(map(parse_id, ids)):
+            due = await self.engine.call(verdicts.claim_one, id)
             if due.producer.name == producer:
                 found.append(check_of(due))
             else:

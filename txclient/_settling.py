@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from . import _clock, _wire
 from ._hand import End, Settle
+from ._retry import LOCAL_LIMIT
 from .errors import ApiError, Busy, HalfmsgError
 
 MAX_REASON_CHARS: Final = 1_000
@@ -27,7 +28,8 @@ class Settling:
     """Tells the coordinator what became of deliveries; `answered` hears of each: definitely accepted, or definitely refused.
 
     An ack without an answer counts as refused (it is delivered again, and the inbox knows it); a nack or reject is repeated until it has
-    one, since its lane may not go on without proof. Where the client is closed (`closed`) nothing more can be told, and all is refused.
+    one, since its lane may not go on without proof; so is what was never sent, as the client's queue was full. Where the client is closed
+    (`closed`) nothing more can be told, and all is refused.
     """
 
     def __init__(self, op: Tell, closed: Callable[[], bool], group: str, answered: Answered) -> None:
@@ -36,8 +38,9 @@ class Settling:
         self._group = group
         self._answered = answered
         self._waiting: list[Settle] = []
-        self._early: list[Settle] = []
-        """Nacks and rejects before their turn: an earlier one of the key is open in this hand, so they are too, and nothing may pass them."""
+        self._again: list[Settle] = []
+        """What is told again, before all that came later: what was not sent or not answered, and nacks and rejects before their turn (an
+        earlier one of the key is open in this hand, so they are too, and nothing may pass them)."""
         self._news = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -58,8 +61,8 @@ class Settling:
             while self._waiting:
                 told, self._waiting = self._waiting, []
                 await asyncio.gather(*(self._round(end, [one for one in told if one.end is end]) for end in End))
-                if self._early:
-                    self._waiting, self._early = self._waiting + self._early, []
+                if self._again:
+                    self._waiting, self._again = self._again + self._waiting, []
                     await _clock.pause(AGAIN_S)
             self._idle.set()
 
@@ -81,7 +84,7 @@ class Settling:
         for one, result in zip(told, results, strict=True):
             problem = result.get("error")
             if problem is not None and problem.get("code") == "out_of_order" and end is not End.ACK:
-                self._early.append(one)
+                self._again.append(one)
                 continue
             if problem is not None:
                 _note(one, problem)
@@ -90,14 +93,15 @@ class Settling:
 
     def _unanswered(self, end: End, told: Sequence[Settle], error: HalfmsgError) -> None:
         closed = self._closed()
-        definite = closed or (isinstance(error, ApiError) and not isinstance(error, Busy))
-        level = logging.DEBUG if closed else logging.WARNING
+        unsent = error.code == LOCAL_LIMIT
+        definite = isinstance(error, ApiError) and not isinstance(error, Busy)
+        level = logging.DEBUG if closed or unsent else logging.WARNING
         log.log(level, "%d deliveries of group %s could not be told as %s: %s", len(told), self._group, end, error)
         for one in told:
-            if definite or end is End.ACK:
+            if closed or definite or (end is End.ACK and not unsent):
                 self._answered(one, False, ())
             else:
-                self._waiting.append(one)
+                self._again.append(one)
 
 
 def _op(end: End, group: str, told: Sequence[Settle]) -> object:

@@ -30,34 +30,21 @@ async def open_loop(rate: float, seconds: float, one: Callable[[], Awaitable[flo
     Raises the first error of any of them, as soon as it is there; the others are cancelled.
     """
     latencies: list[float] = []
-    errors: list[BaseException] = []
     started = time.perf_counter()
-    tasks: set[asyncio.Task[None]] = set()
 
     async def timed(due: float) -> None:
-        try:
-            latencies.append(await one() - due)
-        except Exception as error:
-            errors.append(error)
+        latencies.append(await one() - due)
 
     try:
-        for number in range(int(rate * seconds)):
-            due = started + number / rate
-            wait = due - time.perf_counter()
-            if wait > 0.0005:
-                await asyncio.sleep(wait)
-            if errors:
-                break
-            task = asyncio.create_task(timed(due))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-        if tasks and not errors:
-            await asyncio.wait(tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-    if errors:
-        raise errors[0]
+        async with asyncio.TaskGroup() as under_way:
+            for number in range(int(rate * seconds)):
+                due = started + number / rate
+                wait = due - time.perf_counter()
+                if wait > 0.0005:
+                    await asyncio.sleep(wait)
+                under_way.create_task(timed(due))
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None
     return latencies
 
 

@@ -19,21 +19,26 @@ DONE = ItemResult()
 
 @dataclass(slots=True)
 class _Run:
-    """One unordered run during a call."""
+    """One run during a call."""
 
     flight: Flight
     done: int
 
+    def has_open(self, token: Token) -> bool:
+        """Is it of this run, and neither settled nor given back?"""
+        return token.lo <= token.off <= self.flight.hi and not self.done >> (token.off - token.lo) & 1
+
 
 @dataclass(slots=True)
 class _Call:
-    """What one ack/nack/reject call has read so far, so that a hundred items cost one look at their run."""
+    """What one ack/nack/reject/extend call has read so far, so that a hundred items cost one look at their run."""
 
     tx: StoreTx
     now: int
     groups: dict[int, Group]
     runs: dict[tuple[int, int, int, int], _Run | None] = field(default_factory=dict)
     lanes: dict[tuple[int, int], Lane] = field(default_factory=dict)
+    coming_back: dict[tuple[int, int], bool] = field(default_factory=dict)
     acked: dict[int, int] = field(default_factory=dict)
     waited_ms: dict[int, int] = field(default_factory=dict)
     has_dead: dict[int, bool] = field(default_factory=dict)
@@ -45,6 +50,14 @@ class _Call:
             flight = self.tx.flight(*at)
             self.runs[at] = None if flight is None or flight.until <= self.now else _Run(flight, flight.done)
         return self.runs[at]
+
+    def lane_comes_back(self, group: Group, lane: int) -> bool:
+        """An ordered lane comes back whole when the lease of any run in it has ended (`end_lease`)."""
+        at = (group.id, lane)
+        if at not in self.coming_back:
+            ordered = self.tx.topic_by_id(group.topic).kind is not Kind.UNORDERED
+            self.coming_back[at] = ordered and any(flight.until <= self.now for flight in self.tx.flights_of_lane(*at))
+        return self.coming_back[at]
 
     def lane(self, group: Group, topic: Topic, lane: int) -> Lane:
         at = (group.id, lane)
@@ -86,7 +99,7 @@ def _settle_one(call: _Call, item: Settle) -> ItemResult:
 
 def _settle_unordered(call: _Call, item: Settle, token: Token, group: Group, topic: Topic) -> ItemResult:
     run = call.run(token)
-    if run is None or not token.lo <= token.off <= run.flight.hi or run.done >> (token.off - token.lo) & 1:
+    if run is None or not run.has_open(token):
         return LOST
     bit = 1 << token.off - token.lo
     run.done |= bit
@@ -172,28 +185,24 @@ def sign_of_life(tx: StoreTx, now: int, grp: int, member: str) -> None:
 
 def extend(tx: StoreTx, now: int, command: ExtendMany) -> list[ItemResult]:
     """A longer lease for the runs that these tokens are in; never a shorter one."""
-    groups = groups_of(tx, command.group)
+    call = _Call(tx, now, groups_of(tx, command.group))
     until = now + command.by_ms
-    results: dict[tuple[int, int, int, int], ItemResult] = {}
-    return [_extend_one(tx, now, groups, parse_token(text), until, results) for text in command.tokens]
+    flights = [_extendable(call, parse_token(text)) for text in command.tokens]
+    for flight in {(one.grp, one.lane, one.lo, one.token): one for one in flights if one is not None}.values():
+        tx.extend_flight(flight, until)
+        tx.own_longer(flight.grp, flight.lane, flight.member, until)
+        call.members.add((flight.grp, flight.member))
+    _tell(call)
+    return [LOST if flight is None else ItemResult(lease_until=max(until, flight.until)) for flight in flights]
 
 
-def _extend_one(
-    tx: StoreTx, now: int, groups: dict[int, Group], token: Token | None, until: int, results: dict[tuple[int, int, int, int], ItemResult]
-) -> ItemResult:
-    if token is None or token.grp not in groups:
-        return LOST
-    at = (token.grp, token.lane, token.lo, token.token)
-    if at not in results:
-        flight = tx.flight(*at)
-        if flight is None or flight.until <= now:
-            results[at] = LOST
-        else:
-            tx.extend_flight(flight, until)
-            sign_of_life(tx, now, flight.grp, flight.member)
-            tx.own_longer(flight.grp, flight.lane, flight.member, until)
-            results[at] = ItemResult(lease_until=max(until, flight.until))
-    return results[at]
+def _extendable(call: _Call, token: Token | None) -> Flight | None:
+    """Its run; None where it is not ours any more, or will not be at the next tick. A yes would let a consumer run what comes again (R13)."""
+    group = None if token is None else call.groups.get(token.grp)
+    if token is None or group is None:
+        return None
+    run = call.run(token)
+    return run.flight if run is not None and run.has_open(token) and not call.lane_comes_back(group, token.lane) else None
 
 
 def expire_tick(tx: StoreTx, now: int, _: None) -> int:

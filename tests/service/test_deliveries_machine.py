@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from halfmsg.coordinator import doctor
 from halfmsg.coordinator.messages import Delivery, Kind
+from halfmsg.coordinator.service.hands import Token
 from tests.support.factories import World
 from tests.support.stores import open_sqlite
 
@@ -93,7 +94,10 @@ class Deliveries(RuleBasedStateMachine):
     @precondition(lambda self: self.believed)
     @rule(data=st.data(), by_s=st.sampled_from((1.0, 30.0)))
     def extend(self, data: st.DataObject, by_s: float) -> None:
-        self.world.extend(data.draw(st.sampled_from([given for _, given in self.believed])), by_s=by_s)
+        given = data.draw(st.sampled_from([given for _, given in self.believed]))
+        [result] = self.world.extend(given, by_s=by_s)
+        assert result.error is None or result.error[0] == "lease_lost"
+        assert (result.error is None) == (given.token in self._good_tokens()), "a lease was extended that is gone, or one refused that is not"
 
     @rule(seconds=st.sampled_from((0.5, 1.0, 2.0, 4.0, 11.0)), tick=st.booleans())
     def time_passes(self, seconds: float, tick: bool) -> None:
@@ -159,6 +163,13 @@ class Deliveries(RuleBasedStateMachine):
 
     def _open_by_member(self, until: int = -1) -> dict[tuple[int, int], str]:
         return {(lane, off): member for lane, member, offs in self._flights(until) for off in offs}
+
+    def _good_tokens(self) -> set[str]:
+        """Of what is open in lanes where no lease has ended: the others come back at the next tick."""
+        flights = [each for grp, lane in self._all("SELECT grp, lane FROM place") for each in self.world.store.tx.flights_of_lane(grp, lane)]
+        ended = {flight.lane for flight in flights if flight.until <= self.world.now}
+        good = [flight for flight in flights if flight.lane not in ended]
+        return {str(Token(flight.grp, flight.lane, flight.lo, off, flight.token)) for flight in good for off in flight.open_offsets()}
 
     def _dead(self) -> set[tuple[int, int]]:
         return {(lane, off) for lane, off in self._all("SELECT lane, off FROM dead WHERE grp IS NOT NULL")}

@@ -140,6 +140,42 @@ def test_extend_makes_a_lease_longer_and_never_shorter(plain: World) -> None:
     assert codes(plain.ack(second)) == [None]
 
 
+@pytest.mark.parametrize("what", ["ack", "nack", "reject"])
+def test_extend_of_a_settled_one_is_lost_though_its_run_lives(plain: World, what: str) -> None:
+    """Where it was nacked somebody else may have it already."""
+    plain.send_many(2)
+    first, second = plain.fetch(lease_s=10)
+    plain.settle(what, first, delay_ms=0 if what == "nack" else None)
+    assert codes(plain.extend(first, second, by_s=60)) == [LOST, None]
+    assert len(plain.fetch()) == (what == "nack")
+    assert codes(plain.extend(first, by_s=60)) == [LOST]
+
+
+def test_p2_extend_of_what_a_nack_gave_back_is_lost(seq: World) -> None:
+    """The answer of the nack, which names it, may be lost on its way: a yes here would have its consumer run it, and the inbox take the one
+    before, which comes again, for a repeat.
+    """
+    for number, key in ((1, "k"), (2, "k"), (1, "j")):
+        seq.sequence(number, key)
+    first, second, other = seq.fetch(member="m")
+    assert [result.given_back for result in seq.nack(first)] == [(second.token,)]
+    assert codes(seq.extend(first, second, other)) == [LOST, LOST, None]
+
+
+def test_p2_extend_behind_an_ended_lease_is_lost(seq: World) -> None:
+    """The whole lane comes back with the tick, as its first lease has ended (R13)."""
+    seq.sequence(1, "a")
+    seq.fetch(member="m", lease_s=10)
+    seq.later(6)
+    seq.sequence(1, "b")
+    [later] = seq.fetch(member="m", lease_s=10)
+    assert codes(seq.extend(later, by_s=1)) == [None]
+    seq.later(4)
+    assert codes(seq.extend(later, by_s=60)) == [LOST]
+    seq.expire()
+    assert [each.row.key for each in seq.fetch(member="m")] == [b"b"], "the first one waits for its back-off"
+
+
 FORGED = ["", "1", "1.0.0.0", "a.b.c.d.e", "1.0.0.0.0.0", "-1.0.0.0.1", "9.0.0.0.1", "1.9.0.0.1", "1.0.9.9.1", "1.0.0.0.9", "1.0.0.1.1", "1.0.1.0.1",
           "1.0.0.0." + "9" * 18, "9" * 19 + ".0.0.0.1"]  # fmt: skip
 
