@@ -53,7 +53,10 @@ class Streams:
         if len(self.connections) >= self.engine.settings.stream.connections_max:
             raise Problem("overloaded", "the coordinator has as many streams as stream.connections_max allows")
         ws = web.WebSocketResponse(protocols=(MSGPACK, JSON), heartbeat=HEARTBEAT_S, max_msg_size=wire.MAX_FRAME_BYTES, compress=False, autoping=True)
-        await ws.prepare(request)
+        try:
+            await ws.prepare(request)
+        except ConnectionError:
+            return web.Response()  # who asked is gone, and nobody reads this; raised, it would be a traceback in the log
         connection = Connection(self, ws, next(self._numbers))
         self.connections[connection] = None
         try:

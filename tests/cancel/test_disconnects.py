@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import msgspec
 import pytest
 import pytest_asyncio
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http_writer import StreamWriter
+from aiohttp.test_utils import make_mocked_request
 
 from tests.cancel.rows import World
 from tests.cancel.test_routes import Watch, goes_on, nothing_is_lost
@@ -51,6 +55,21 @@ async def test_p2_long_poll_whose_client_is_gone_takes_nothing(world: World) -> 
     assert (given["data"], given.get("attempt", 1)) == (number, 1)
     assert await life.settle("ack", "u", given) == [""]
     await life.is_sound()
+
+
+async def test_client_gone_before_its_stream_is_answered_is_no_error(world: World) -> None:
+    """Its request was read whole, and its connection is gone before the upgrade is written (simulation, seed 111)."""
+    streams = world.life.served.coordinator.streams
+    before, loop = list(streams.connections), asyncio.get_running_loop()
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    transport, protocol = await loop.create_connection(lambda: BaseProtocol(loop), sock=ours)
+    transport.abort()
+    await eventually(lambda: protocol.transport is None, "the end of the connection")
+    head = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="}
+    request = make_mocked_request("GET", "/v1/stream", head, writer=StreamWriter(protocol, loop))
+    assert not (await streams.handle(request)).prepared
+    assert list(streams.connections) == before
 
 
 @pytest.mark.parametrize("half", [True, False], ids=["half_a_body", "whole_body"])

@@ -98,7 +98,7 @@ def right(seed: int, fates: list[str]) -> list[Event]:
     books = Books(random.Random(seed))
     for topic in [*[TOPICS[0]] * 6, *[TOPICS[1]] * 3]:
         books.transaction("committed", topic)
-    for fate in ["sent", "rolled_back", *fates]:
+    for fate in ["sent", "unknown", "rolled_back", *fates]:
         books.transaction(fate)
     return books.events
 
@@ -204,6 +204,53 @@ def damage_a_body(events: list[Event], pick: Pick) -> None:
     events[pick(at(events, "effect"))]["digest"] = "other"
 
 
+def exchange_two_numbers(events: list[Event], pick: Pick) -> None:
+    """Two of a key come in the wrong order, each under the other's number."""
+    by_key = defaultdict(list)
+    for n in at(events, "effect"):
+        if events[n]["sequence"] is not None:
+            by_key[tuple(events[n][each] for each in ("group", "producer", "topic", "key"))].append(n)
+    first, other = pick([pair for numbered in by_key.values() for pair in pairwise(numbered)])
+    events[first]["message"], events[other]["message"] = events[other]["message"], events[first]["message"]
+    events[first]["digest"], events[other]["digest"] = events[other]["digest"], events[first]["digest"]
+
+
+def strip_its_number(events: list[Event], pick: Pick) -> None:
+    events[pick([n for n in at(events, "effect") if events[n]["sequence"] is not None])]["sequence"] = None
+
+
+def say_it_is_of_another(events: list[Event], pick: Pick) -> None:
+    n = pick([n for n in at(events, "effect") if events[n]["producer"] is not None])
+    events[n]["producer"] = {"shop-a": "shop-b", "shop-b": "shop-a"}[events[n]["producer"]]
+
+
+def begin_a_generation(events: list[Event], pick: Pick) -> None:
+    """One that comes again as if somebody had asked for everything anew."""
+    events.append(dict(events[pick(at(events, "effect"))]) | {"generation": 2})
+
+
+def redrive_what_nobody_did(events: list[Event], pick: Pick) -> None:
+    events[pick(at(events, "effect"))]["redriven"] = True
+
+
+def hand_out_another_body(events: list[Event], pick: Pick) -> None:
+    """To a group that works without an inbox."""
+    events.append(dict(events[pick(at(events, "effect"))]) | {"event": "handed", "group": "raw", "digest": "other"})
+
+
+def hand_out_what_rolled_back(events: list[Event], pick: Pick) -> None:
+    deliver_what_rolled_back(events, pick)
+    events[-1] |= {"event": "handed", "group": "raw"}
+
+
+def lose_one_that_nobody_heard_of(events: list[Event], pick: Pick) -> None:
+    """A send whose answer was lost, and which is committed all the same."""
+    told = {events[n]["transaction"] for n in at(events, "acknowledged")}
+    final = _final(events, "committed")
+    unheard = {events[n]["message"] for n in at(events, "sent") if events[n]["transaction"] in final - told}
+    del events[pick([n for n in at(events, "effect") if events[n]["message"] in unheard])]
+
+
 def find_something(events: list[Event], pick: Pick) -> None:
     events.append({"at": 99.0, "process": "coordinator", "event": "finding", "name": "log_is_committed", "rows": [{"m": 1}]})
 
@@ -218,17 +265,25 @@ CORRUPTIONS: list[tuple[str, Callable[[list[Event], Pick], None]]] = [
     ("ghost", deliver_what_rolled_back),
     ("ghost", undo_a_local_commit),
     ("ghost", deliver_to_another_group),
+    ("ghost", hand_out_what_rolled_back),
     ("doubled", double_an_effect),
+    ("doubled", begin_a_generation),
+    ("doubled", redrive_what_nobody_did),
     ("inverted", swap_two_of_a_key),
     ("inverted", commit_out_of_number),
     ("inverted", pass_over_an_earlier_one),
     ("changed", decide_twice),
     ("changed", answer_otherwise),
     ("acknowledged_lost", lose_a_sent_one),
+    ("acknowledged_lost", lose_one_that_nobody_heard_of),
     ("acknowledged_lost", forget_a_transaction),
     ("acknowledged_lost", acknowledge_the_other),
     ("acknowledged_lost", undecide_what_was_acknowledged),
     ("wrong_body", damage_a_body),
+    ("wrong_body", hand_out_another_body),
+    ("wrong_body", exchange_two_numbers),
+    ("wrong_body", strip_its_number),
+    ("wrong_body", say_it_is_of_another),
     ("unsound", find_something),
 ]
 

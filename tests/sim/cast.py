@@ -93,6 +93,7 @@ async def stock(world: World, group: str, process: str) -> None:
     consumer = Consumer(Client(URL), group, inbox=inbox, lease=load.LEASE_S, concurrency=4)
 
     async def handle(delivery: Delivery, conn: aiosqlite.Connection) -> None:
+        _note_flag(world, delivery)
         what = killed.fate(group, delivery)
         killed.before(what)
         await conn.execute(killed.INSERT, killed.row(process, delivery))
@@ -119,25 +120,32 @@ async def zombie(world: World, seed: int) -> None:
             if chance.random() < 0.3:
                 await asyncio.sleep(chance.uniform(0.5, 3.0))
             for delivery in found:
-                (world.flagged if delivery.forced else world.unflagged).add(delivery.transaction_id)
-                await _settle(client, delivery, chance)
+                _note_flag(world, delivery)
+                world.book.add("handed", group=RAW, **killed.row("zombie", delivery) | {"at": world.loop.time()})
+                await _settle(client, delivery, chance, world)
         except HalfmsgError:
             await asyncio.sleep(0.2)
 
 
-async def _settle(client: Client, delivery: Delivery, chance: random.Random) -> None:
+def _note_flag(world: World, delivery: Delivery) -> None:
+    (world.flagged if delivery.forced else world.unflagged).add(delivery.transaction_id)
+
+
+async def _settle(client: Client, delivery: Delivery, chance: random.Random, world: World) -> None:
     try:
         match chance.random():
             case at if at < 0.15:
                 await client.nack(delivery, reason="not now", delay=0.1)
             case at if at < 0.18:
                 await client.reject(delivery, reason="never")
+                world.answered["reject"].add(delivery.token)
             case at if at < 0.25:
                 await client.ack([delivery, delivery])
             case at if at < 0.28:
                 return
             case _:
                 await client.ack([delivery])
+                world.answered["ack"].add(delivery.token)
     except ApiError:
         return
 

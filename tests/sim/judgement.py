@@ -12,9 +12,12 @@ from uuid import UUID
 
 from halfmsg.coordinator import backup, doctor
 from halfmsg.coordinator.errors import StartError
+from halfmsg.coordinator.messages import Reason
 from halfmsg.coordinator.store.sqlite import file
-from tests.kill import collect
+from tests.kill import collect, load
 from tests.support import checker, history
+
+from .ledger import spot_of
 
 if TYPE_CHECKING:
     from .operators import Backup
@@ -90,6 +93,7 @@ def _stands(world: World, conn: sqlite3.Connection) -> None:
         if (id := str(UUID(bytes=id))) in forced:
             world.book.add("conflict", transaction=id)
             world.mark("forced_and_contradicted")
+    _settled(world, conn)
     dead = """SELECT g.name, t.name, d.m, d.reason, x.id, d.grp, d.lane, d.off FROM dead d JOIN topic t ON t.id = d.topic
         JOIN tx x ON x.n = d.m / 1024 LEFT JOIN grp g ON g.id = d.grp"""
     for group, topic, m, reason, id, grp, lane, off in conn.execute(dead):
@@ -100,6 +104,31 @@ def _stands(world: World, conn: sqlite3.Connection) -> None:
             world.wrong(f"both: {spot} of {group} was acked and is a dead letter")
         if world.ledger.is_lost_in_its_last_hand(spot):
             world.mark("zombie_after_dead_letter")
+
+
+def _settled(world: World, conn: sqlite3.Connection) -> None:
+    """Each message of each group has been acked or is a dead letter, and for a reason that somebody gave (P2, P3, I9)."""
+    ledger = world.ledger
+    dead = {(str(grp), str(lane), str(off)): reason for grp, lane, off, reason in conn.execute("SELECT grp, lane, off, reason FROM dead")}
+    for spot, reason in dead.items():
+        match reason:
+            case _ if spot[0] == "None":
+                world.wrong(f"dead letter of a whole topic, reason {reason}: {spot}")
+            case Reason.REJECTED if spot in ledger.rejected:
+                pass
+            case Reason.ATTEMPTS if ledger.hands[spot] >= load.MAX_ATTEMPTS:
+                pass
+            case _:
+                world.wrong(f"dead letter of reason {reason}, {ledger.hands[spot]} times handed out and not so ended by anybody: {spot}")
+    for row in conn.execute("SELECT q.id, g.lane, g.off FROM log g JOIN grp q ON q.topic = g.topic"):
+        spot = tuple(map(str, row))
+        if not ledger.is_done(spot) and spot not in dead:
+            world.wrong(f"lost: {spot} was not acked and is no dead letter")
+    for what, done in (("ack", ledger.is_done), ("reject", ledger.rejected.__contains__)):
+        gone = [token for token in sorted(world.answered[what]) if not done(spot_of(token)[0])]
+        ledger.wrong += [f"{what} of {token} was answered, and is not stored" for token in gone]
+    if ledger.parked and not world.parked_by_age:
+        world.wrong(f"parked, and nothing was old: {ledger.parked[0]}")
 
 
 async def _bounded(world: World) -> None:

@@ -19,6 +19,12 @@ def spot_of(token: str) -> tuple[Spot, str]:
     return (grp, lane, off), f"{lo}.{number}"
 
 
+def run_of(token: str) -> str:
+    """What was handed out together with it, under one lease."""
+    grp, lane, lo, _, number = token.split(".")
+    return f"{grp}.{lane}.{lo}.{number}"
+
+
 @dataclass(slots=True)
 class Open:
     """One ordered message in a member's hand, from `since` until `until` of the coordinator's time. `doubtful`: it may have come back."""
@@ -32,8 +38,7 @@ class Open:
 
     @property
     def run(self) -> str:
-        grp, lane, lo, _, number = self.token.split(".")
-        return f"{grp}.{lane}.{lo}.{number}"
+        return run_of(self.token)
 
 
 class Ledger:
@@ -45,6 +50,16 @@ class Ledger:
         self.marks: Counter[str] = Counter()
         self.lost: set[tuple[Spot, str]] = set()
         """Spots, with the hand whose word came when it had ended."""
+        self.hands: Counter[Spot] = Counter()
+        """How often each was handed out."""
+        self.rejected: set[Spot] = set()
+        self.parked: list[str] = []
+        """Rulings that parked a transaction."""
+        self._now: int | None = None
+        self._nacks: Counter[Spot] = Counter()
+        self._until: dict[str, int] = {}
+        self._over: set[tuple[Spot, str]] = set()
+        """Hands that have ended by a word that was taken."""
         self._by_rows: set[bytes] = set()
         self._states: dict[bytes, int] = {}
         self._handed: dict[Spot, str] = {}
@@ -53,8 +68,9 @@ class Ledger:
         self._lanes: dict[tuple[str, str], dict[Spot, Open]] = {}
         """What is open in each lane of an ordered topic, by group and lane."""
 
-    def durable(self, name: str, command: Any, result: Any) -> None:
-        """One command of a group that is committed, and its answer, whether or not it ever reached anybody."""
+    def durable(self, name: str, command: Any, result: Any, now: int | None = None) -> None:
+        """One command of a group that is committed, and its answer, whether or not it ever reached anybody. `now` is the group's time."""
+        self._now = now
         reader = getattr(self, f"_on_{name}", None)
         if reader is not None:
             reader(command, result)
@@ -88,6 +104,8 @@ class Ledger:
 
     def _on_apply_ruling(self, command: Any, result: Any) -> None:
         self.marks[f"verdict_{command.verdict}"] += 1
+        if result == "parked":
+            self.parked.append(str(command))
         if result == "ignored":
             self.marks["check_back_against_commit"] += 1
 
@@ -107,6 +125,8 @@ class Ledger:
             if delivery.missed:
                 self.marks["missed_named"] += 1
             self._handed[spot] = hand
+            self.hands[spot] += 1
+            self._until[run_of(delivery.token)] = delivery.lease_until
             if delivery.row.okey is not None:
                 self._one_hand(command, delivery, spot)
 
@@ -142,9 +162,12 @@ class Ledger:
             return
         for token, answer in zip(command.tokens, result, strict=True):
             if answer.error is None and token.count(".") == 4:
-                grp, lane, lo, _, number = token.split(".")
-                for held in self._lanes.get((grp, lane), {}).values():
-                    if held.run == f"{grp}.{lane}.{lo}.{number}":
+                run = run_of(token)
+                self._until[run] = max(self._until.get(run, 0), answer.lease_until)
+                if spot_of(token) in self._over:
+                    self.wrong.append(f"extended behind its end: {token}")
+                for held in self._lanes.get(spot_of(token)[0][:2], {}).values():
+                    if held.run == run:
                         held.until = max(held.until, answer.lease_until)
 
     def _on_rejoin(self, command: Any, result: Any) -> None:
@@ -192,13 +215,31 @@ class Ledger:
             if spot in self._done:
                 self.wrong.append(f"settled again after its ack: {spot}")
             self.marks[f"settled_{item.what}"] += 1
-            if item.what == "ack":
-                self._done.add(spot)
+            self._taken(item, spot, hand)
             self._let_go(item.token)
             for token in answer.given_back:
+                self._over.add(spot_of(token))
                 self._let_go(token)
             if answer.given_back:
                 self.marks["given_back"] += 1
+
+    def _taken(self, item: Any, spot: Spot, hand: str) -> None:
+        """A word that counts: before the end of its lease, once a hand, and as often as a message may be tried (I8, I9)."""
+        until = self._until.get(run_of(item.token), 0)
+        if self._now is not None and until <= self._now:
+            self.wrong.append(f"taken {self._now - until} ms after its lease: {item.what} of {spot}")
+        if (spot, hand) in self._over and spot not in self._done:
+            self.wrong.append(f"taken from a hand that has ended: {item.what} of {spot} with {hand}")
+        self._over.add((spot, hand))
+        match item.what:
+            case "ack":
+                self._done.add(spot)
+            case "reject":
+                self.rejected.add(spot)
+            case _:
+                self._nacks[spot] += item.counts
+                if self._nacks[spot] > self._max_attempts:
+                    self.wrong.append(f"{self._nacks[spot]} attempts of {spot} were nacked, at most {self._max_attempts}")
 
     def _on_expire_tick(self, command: Any, result: Any) -> None:
         if isinstance(result, int) and result:

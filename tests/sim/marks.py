@@ -51,6 +51,7 @@ MARKS = {
     "consumer_frozen": "a consumer stood still for longer than its lease",
     "shop_frozen": "a producer stood still",
     "wall": "two nodes could not reach each other",
+    "contradicted": "a rollback came in the words of a producer whose commit stood, and was refused with it (P4)",
     "forced_commit": "a parked transaction was committed by hand (R4)",
     "forced_rollback": "a parked transaction was rolled back by hand (R4)",
     "forced_and_contradicted": "a producer's word came against a decision by hand, and was listed (R4)",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sqlite3
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from halfmsg import Client
 from halfmsg.coordinator import backup
 from halfmsg.coordinator.errors import StartError
-from halfmsg.txclient import ApiError, HalfmsgError
+from halfmsg.txclient import ApiError, Busy, Conflict, HalfmsgError
+from tests.kill import load
 from tests.support.checker import DECIDED
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ async def operator(world: World, seed: int) -> None:
         if chance.random() < 0.05 and state == "prepared":
             await _park(client, id, world)
         if chance.random() < 0.05 and state == "committed":
-            await _contradict(client, id, found.producer or "shop-a", world)
+            await _contradict(client, id, found.producer, world)
 
 
 def went_back(told: str, seen: str | None, state: str) -> list[str]:
@@ -56,13 +58,27 @@ def went_back(told: str, seen: str | None, state: str) -> list[str]:
     ]
 
 
-async def _contradict(client: Client, id: str, producer: str, world: World) -> None:
-    """The opposite of a decision that stands, by somebody who should not: it is refused (P4)."""
+async def _contradict(client: Client, id: str, producer: str | None, world: World) -> None:
+    """The opposite of a decision that stands, in its producer's own words: it is refused with that decision (P4)."""
+    source = None if producer is None else _source(load.database(world.folder, producer))
     try:
-        await client.rollback(id, producer=producer, reason="by mistake")
+        await client.op({"op": "rollback", "id": id, "producer": producer or "shop-a", "source": source, "reason": "by mistake"})
         world.wrong(f"{id} is committed, and a rollback of it was taken")
+    except ApiError as error:
+        if producer is not None and not isinstance(error, Busy):
+            world.mark("contradicted")
+            stands = error.transaction if isinstance(error, Conflict) else None
+            if error.code != "decided_otherwise" or stands is None or stands.state != "committed":
+                world.wrong(f"{id} is committed, and a rollback of it was refused with {error!r}, {stands}")
     except HalfmsgError:
         return
+
+
+def _source(path: Path) -> str:
+    """Which database its words come from, as it knows itself."""
+    with closing(sqlite3.connect(path)) as conn:
+        (source,) = conn.execute("SELECT v FROM halfmsg_meta WHERE k = 'source'").fetchone()
+        return str(source.hex())
 
 
 async def _park(client: Client, id: str, world: World) -> None:

@@ -13,6 +13,7 @@ from halfmsg.coordinator.store.writer import OUTSIDE, Call, Job, Writer
 from .seams import NODE, Node
 
 DISK_S = 0.0015
+CLOCK_STEP_MS = 60_001
 BEHIND_COMMIT = ("committed", "checkpointed")
 """Fail points of a group whose COMMIT has returned; a checkpoint may be due with it."""
 
@@ -35,6 +36,7 @@ class SimWriter(Writer):
         self._node: Node = node
         self._world = node.owner
         self._planned = False
+        self._seen_at: tuple[int, float] | None = None
 
     def submit(self, calls: Sequence[Call], *, weight: int = 0, essential: bool = True) -> asyncio.Future[list[Any]]:
         future = super().submit(calls, weight=weight, essential=essential)
@@ -65,9 +67,18 @@ class SimWriter(Writer):
         self._plan()
 
     def _note(self, jobs: list[Job]) -> None:
+        self._look_at_the_clock()
         for job in jobs:
             for (fn, command), result in zip(job.calls, job.results, strict=True):
-                self._world.ledger.durable(fn.__name__, command, result)
+                self._world.ledger.durable(fn.__name__, command, result, self._now)
+
+    def _look_at_the_clock(self) -> None:
+        """P10: within one life of the coordinator its time goes as time goes; steps of up to a minute are followed, jumps are not."""
+        before, self._seen_at = self._seen_at, (self._now, self._loop.time())
+        if before is not None:
+            passed_ms = (self._seen_at[1] - before[1]) * 1_000
+            if not 0 <= self._now - before[0] <= passed_ms + CLOCK_STEP_MS:
+                self._world.wrong(f"the coordinator's time went by {self._now - before[0]} ms in {passed_ms:.0f} ms")
 
     def _answer(self, jobs: list[Job], events: list[tuple[Any, ...]], seconds: float) -> None:
         self._loop.call_later(self._world.chance.expovariate(1 / DISK_S), self._deliver, jobs, events, seconds)

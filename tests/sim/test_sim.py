@@ -75,6 +75,10 @@ SEEN_AS = {
     "acked_and_dead": "was acked and is a dead letter", "acknowledged_and_not_in_the_backup": "and is not in it",
     "turned_round_after_the_backup": "was acknowledged as rolled_back before the backup", "open_transaction": "a transaction is open at rest",
     "commands_that_wait_for_ever": "are counted as waiting at rest", "error_in_a_log": "log: halfmsg.loops: leases failed",
+    "error_of_a_handler": "log: aiohttp.server: Error", "neither_acked_nor_dead": "was not acked and is no dead letter",
+    "acked_and_not_stored": "was answered, and is not stored", "rejected_by_nobody": "dead letter of reason 2",
+    "dead_before_its_time": "1 times handed out and not so ended", "dead_for_all": "dead letter of a whole topic",
+    "parked_and_not_old": "parked, and nothing was old", "effects_exchanged": "wrong_body: ",
 }  # fmt: skip
 
 
@@ -126,8 +130,8 @@ def hand_out(ledger: Ledger, member: str, at: int, *tokens: str) -> None:
     ledger.durable("fetch", command, [delivery(token, okey=7, until=at + 100) for token in tokens])
 
 
-def settle(token: str, what: str = "ack", error: Any = None) -> tuple[Any, list[Any]]:
-    return SimpleNamespace(items=[SimpleNamespace(token=token, what=what)]), [SimpleNamespace(error=error, given_back=())]
+def settle(token: str, what: str = "ack", error: Any = None, *, counts: bool = True, given_back: tuple[str, ...] = ()) -> tuple[Any, list[Any]]:
+    return SimpleNamespace(items=[SimpleNamespace(token=token, what=what, counts=counts)]), [SimpleNamespace(error=error, given_back=given_back)]
 
 
 def view(state: int, *, created: bool = False, by: int | None = None) -> Any:
@@ -149,6 +153,38 @@ def test_ledger_sees_a_delivery_after_its_ack_and_a_second_ack() -> None:
     ledger.durable("settle", *settle("1.0.1.1.5"))
     ledger.durable("fetch", None, [delivery("1.0.1.1.6")])
     assert [line.partition(":")[0] for line in ledger.wrong] == ["settled again after its ack", "handed out again after its ack"]
+
+
+def test_ledger_sees_a_word_that_came_after_its_lease_and_was_taken() -> None:
+    """By the time of the group in which it was taken; a longer lease counts."""
+    ledger = Ledger(8)
+    hand_out(ledger, "a", 0, "1.0.1.1.5", "1.0.1.2.5", "1.0.1.3.5")
+    ledger.durable("settle", *settle("1.0.1.1.5"), 99)
+    ledger.durable("extend", SimpleNamespace(tokens=("1.0.1.2.5",)), [SimpleNamespace(error=None, lease_until=300)], 99)
+    ledger.durable("settle", *settle("1.0.1.2.5", "nack"), 299)
+    assert ledger.wrong == []
+    ledger.durable("settle", *settle("1.0.1.3.5"), 300)
+    assert ledger.wrong == ["taken 0 ms after its lease: ack of ('1', '0', '3')"]
+
+
+def test_ledger_sees_words_of_hands_that_have_ended() -> None:
+    """By a nack, by what a nack gave back, by a lease that was made longer behind that."""
+    ledger = Ledger(8)
+    hand_out(ledger, "a", 0, "1.0.1.1.5", "1.0.1.2.5")
+    ledger.durable("settle", *settle("1.0.1.1.5", "nack", given_back=("1.0.1.2.5",)), 1)
+    ledger.durable("settle", *settle("1.0.1.1.5", "nack"), 2)
+    ledger.durable("settle", *settle("1.0.1.2.5", "reject"), 3)
+    ledger.durable("extend", SimpleNamespace(tokens=("1.0.1.2.5",)), [SimpleNamespace(error=None, lease_until=300)], 4)
+    assert [line.partition(":")[0] for line in ledger.wrong] == [*["taken from a hand that has ended"] * 2, "extended behind its end"]
+
+
+def test_ledger_counts_the_attempts_itself() -> None:
+    """Whatever number they are handed out with; one that costs no attempt is none."""
+    ledger = Ledger(2)
+    for number, counts in enumerate((True, False, True, True)):
+        hand_out(ledger, "a", 0, f"1.0.1.1.{number}")
+        ledger.durable("settle", *settle(f"1.0.1.1.{number}", "nack", counts=counts), 1)
+        assert len(ledger.wrong) == (number == 3)
 
 
 def test_ledger_sees_a_decision_that_changes() -> None:

@@ -33,6 +33,7 @@ LOAD_S = 10.0
 RATE = 3.0
 REST_S = 90.0
 JUMPS_S = (-31_536_000.0, -3_600.0, -30.0, -3.0, 3.0, 30.0, 3_600.0, 31_536_000.0)
+FAR_AHEAD_S = 600_000.0
 SKEWS_S = (0.0, 0.0, 1e8, -1e8, 3.0)
 EVENTS_KEPT = 60
 WAL_PAGES_WIDE = 100
@@ -60,6 +61,10 @@ class World:
         self.flagged: set[str] = set()
         self.unflagged: set[str] = set()
         """Transactions that came with the flag of a decision by hand, and without."""
+        self.answered: dict[str, set[str]] = {"ack": set(), "reject": set()}
+        """Tokens of which a consumer was told that its word was taken."""
+        self.parked_by_age = False
+        """May a transaction be older than it is? The clock went far ahead, and the next start believes it."""
         self.backups: list[operators.Backup] = []
         self.last: deque[str] = deque(maxlen=EVENTS_KEPT)
         self.nodes: dict[str, Node] = {}
@@ -324,6 +329,7 @@ class World:
         step = self.chance.choice(JUMPS_S)
         self._skews["coordinator"] = self._skews.get("coordinator", 0.0) + step
         self.nodes["coordinator"].skew_s = self._skews["coordinator"]
+        self.parked_by_age = self.parked_by_age or step > FAR_AHEAD_S
         self.say(f"the coordinator's clock jumps by {step} s")
         self.mark("clock_forward" if step > 0 else "clock_back")
 
@@ -389,8 +395,9 @@ def run(seed: int, folder: Path, plant: str | None = None) -> World:
 
     loop = SimLoop(seed)
     world = World(seed, loop, folder, plant)
-    ear, logs = cast.Ear(world), logging.getLogger("halfmsg")
-    logs.addHandler(ear)
+    ear, logs = cast.Ear(world), [logging.getLogger(name) for name in ("halfmsg", "aiohttp")]
+    for each in logs:
+        each.addHandler(ear)
     seams.enter(loop, seed)
     failpoints.arm("")
     wal_pages, file.WAL_PAGES = file.WAL_PAGES, WAL_PAGES_WIDE if world.wide else file.WAL_PAGES
@@ -402,7 +409,8 @@ def run(seed: int, folder: Path, plant: str | None = None) -> World:
     finally:
         file.WAL_PAGES = wal_pages
         seams.leave()
-        logs.removeHandler(ear)
+        for each in logs:
+            each.removeHandler(ear)
         failpoints.arm("")
         for node in world.nodes.values():
             node.alive = False

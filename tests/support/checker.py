@@ -2,11 +2,11 @@
 
 lost               P2  committed locally, or acknowledged as sent, and neither an effect in a group that stood nor in a list
 ghost              P1  an effect, or a commit at the coordinator, of what never committed locally; an effect where nobody asked for it
-doubled            P6  two effects of one message in one group and generation
+doubled            P6  two effects of one message in one group and generation, or a generation that nobody asked for
 inverted           P7  per producer, topic and key: numbers not in commit order, effects not in order, one passed over that is not dead
 changed            P4, P5  two decisions about one transaction, whoever named them: coordinator, answer, fence
 acknowledged_lost  P3  a success answer that the end contradicts
-wrong_body         P8  what a group got is not what was committed
+wrong_body         P8  what a group got, its producer, key and number with it, is not what was committed
 unsound            an invariant of the store that does not hold
 """
 
@@ -21,6 +21,7 @@ from .history import Event
 
 DECIDED = ("committed", "rolled_back")
 SAID = {"commit": "committed", "submit": "committed", "send": "committed", "rollback": "rolled_back"}
+LABELS = ("producer", "topic", "key", "sequence")
 Place = tuple[str, str, str]
 """Producer, topic and key."""
 
@@ -63,6 +64,7 @@ class _Facts:
     said: dict[str, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))  # transaction -> state -> who said it first
     final: dict[str, str] = field(default_factory=dict)
     effects: dict[str, list[Event]] = field(default_factory=lambda: defaultdict(list))
+    handed: dict[str, list[Event]] = field(default_factory=lambda: defaultdict(list))  # to groups whose work proves nothing
     dead: dict[str | None, set[str]] = field(default_factory=lambda: defaultdict(set))
     listed: set[str] = field(default_factory=set)  # transactions in a list that an operator sees
     conflicts: set[str] = field(default_factory=set)
@@ -98,6 +100,8 @@ class _Facts:
                     self.fenced[event["transaction"]] = event["state"]
             case "effect":
                 self.effects[event["group"]].append(event)
+            case "handed":
+                self.handed[event["group"]].append(event)
             case "dead":
                 self.dead[event["group"]].add(event["message"])
             case "held":
@@ -111,6 +115,13 @@ class _Facts:
                 self.ordered_by_arrival.add(event["topic"])
             case "finding":
                 self.findings.append(event)
+
+    def got(self) -> Iterator[tuple[str, Event]]:
+        """All that a group was given, whatever came of it."""
+        for groups in (self.effects, self.handed):
+            for group, events in groups.items():
+                for event in events:
+                    yield group, event
 
     def say(self, event: Event, state: str) -> None:
         if state in DECIDED:
@@ -137,11 +148,11 @@ def check(history: Iterable[Event]) -> Verdict:
     return Verdict(
         lost=list(_lost(facts, facts.committed)),
         ghost=[*_ghost_effects(facts), *_ghost_decisions(facts)],
-        doubled=list(_doubled(facts)),
+        doubled=[*_doubled(facts), *_generations(facts)],
         inverted=[*_numbers(facts), *_inverted(facts), *_arrived(facts)],
         changed=[*_changed(facts), *_unlisted(facts)],
         acknowledged_lost=[*_answers(facts), *_lost(facts, _sends(facts))],
-        wrong_body=list(_wrong_body(facts)),
+        wrong_body=[*_wrong_body(facts), *_wrong_labels(facts)],
         unsound=[f"{event['name']}: {event['rows']}" for event in facts.findings],
     )
 
@@ -158,20 +169,23 @@ def _lost(facts: _Facts, owed: dict[str, Event]) -> Iterator[str]:
 
 
 def _sends(facts: _Facts) -> dict[str, Event]:
-    return {message: event for message, event in facts.sent.items() if event["transaction"] in facts.told}
+    """What was acknowledged, or is committed although nobody heard of it."""
+    return {
+        message: event for message, event in facts.sent.items()
+        if event["transaction"] in facts.told or facts.final.get(event["transaction"]) == "committed"
+    }  # fmt: skip
 
 
 def _ghost_effects(facts: _Facts) -> Iterator[str]:
-    for group, effects in facts.effects.items():
+    for group, effect in facts.got():
         topics = facts.groups.get(group, (0.0, set[str]()))[1]
-        for effect in effects:
-            forced = facts.forced.get(effect["message"].rpartition("-")[0])
-            if forced == "rolled_back":
-                yield f"{group}: effect of {_name(effect)}, which was rolled back by hand"
-            elif effect["message"] not in facts.committed and effect["message"] not in facts.sent and forced != "committed":
-                yield f"{group}: effect of {_name(effect)}, which never committed"
-            elif effect["topic"] not in topics:
-                yield f"{group}: effect of {_name(effect)}, and the group has no such topic"
+        forced = facts.forced.get(effect["message"].rpartition("-")[0])
+        if forced == "rolled_back":
+            yield f"{group}: effect of {_name(effect)}, which was rolled back by hand"
+        elif effect["message"] not in facts.committed and effect["message"] not in facts.sent and forced != "committed":
+            yield f"{group}: effect of {_name(effect)}, which never committed"
+        elif effect["topic"] not in topics and effect["event"] == "effect":
+            yield f"{group}: effect of {_name(effect)}, and the group has no such topic"
 
 
 def _ghost_decisions(facts: _Facts) -> Iterator[str]:
@@ -186,6 +200,14 @@ def _doubled(facts: _Facts) -> Iterator[str]:
         for (message, generation), times in Counter((effect["message"], effect.get("generation", 1)) for effect in effects).items():
             if times > 1:
                 yield f"{group}: {message} had {times} effects in generation {generation}"
+
+
+def _generations(facts: _Facts) -> Iterator[str]:
+    """Nothing here starts a group anew or redrives a dead letter: a generation of its own would excuse an effect that comes again."""
+    for group, effect in facts.got():
+        if effect.get("generation", 1) != 1 or effect.get("redriven"):
+            how = f"in generation {effect.get('generation')}, redriven {bool(effect.get('redriven'))}"
+            yield f"{group}: {_name(effect)} came {how}, and nobody asked for it"
 
 
 def _numbers(facts: _Facts) -> Iterator[str]:
@@ -316,12 +338,20 @@ def _answers(facts: _Facts) -> Iterator[str]:
 
 def _wrong_body(facts: _Facts) -> Iterator[str]:
     first: dict[str, Event] = {}
-    for group, effects in facts.effects.items():
-        for effect in effects:
-            true = facts.committed.get(effect["message"]) or facts.sent.get(effect["message"])
-            true = true or first.setdefault(effect["message"], effect)  # a forced one, of which nothing stands at its producer
-            if true["digest"] != effect["digest"]:
-                yield f"{group}: {_name(effect)} has digest {effect['digest']}, committed was {true['digest']}"
+    for group, effect in facts.got():
+        true = facts.committed.get(effect["message"]) or facts.sent.get(effect["message"])
+        true = true or first.setdefault(effect["message"], effect)  # a forced one, of which nothing stands at its producer
+        if true["digest"] != effect["digest"]:
+            yield f"{group}: {_name(effect)} has digest {effect['digest']}, committed was {true['digest']}"
+
+
+def _wrong_labels(facts: _Facts) -> Iterator[str]:
+    """The numbers by which effects are judged to be in order are those of the local commit, and so is whose they are."""
+    for group, effect in facts.got():
+        true = facts.committed.get(effect["message"])
+        for label in LABELS if true is not None else ():
+            if effect[label] != true[label]:  # type: ignore[index]
+                yield f"{group}: {_name(effect)} came with {label} {effect[label]}, committed was {true[label]}"  # type: ignore[index]
 
 
 def _name(event: Event) -> str:
