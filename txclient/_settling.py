@@ -68,19 +68,20 @@ class Settling:
 
     async def _round(self, end: End, told: Sequence[Settle]) -> None:
         for at in range(0, len(told), _wire.MAX_ITEMS):
-            await self._tell(end, told[at : at + _wire.MAX_ITEMS])
+            if not await self._tell(end, told[at : at + _wire.MAX_ITEMS]):
+                self._again += told[at + _wire.MAX_ITEMS :]  # a smaller call might find room, and pass the one that did not
+                return
 
-    async def _tell(self, end: End, told: Sequence[Settle]) -> None:
+    async def _tell(self, end: End, told: Sequence[Settle]) -> bool:
+        """False: the queue is full, and nothing was sent."""
         try:
             answer = await self._op(_op(end, self._group, told))
             results: Sequence[Mapping[str, Any]] = answer["results"]
         except HalfmsgError as error:
-            self._unanswered(end, told, error)
-            return
+            return self._unanswered(end, told, error)
         except Exception as error:  # what cannot be sent never will be: these end with their leases, and the others are told
             log.exception("%d deliveries of group %s cannot be told as %s", len(told), self._group, end)
-            self._unanswered(end, told, ApiError("internal", str(error), status=400))
-            return
+            return self._unanswered(end, told, ApiError("internal", str(error), status=400))
         for one, result in zip(told, results, strict=True):
             problem = result.get("error")
             if problem is not None and problem.get("code") == "out_of_order" and end is not End.ACK:
@@ -90,10 +91,11 @@ class Settling:
                 _note(one, problem)
             back = (result.get("ok") or {}).get("given_back") or ()
             self._answered(one, problem is None, back)
+        return True
 
-    def _unanswered(self, end: End, told: Sequence[Settle], error: HalfmsgError) -> None:
+    def _unanswered(self, end: End, told: Sequence[Settle], error: HalfmsgError) -> bool:
         closed = self._closed()
-        unsent = error.code == LOCAL_LIMIT
+        unsent = error.code == LOCAL_LIMIT and not closed
         definite = isinstance(error, ApiError) and not isinstance(error, Busy)
         level = logging.DEBUG if closed or unsent else logging.WARNING
         log.log(level, "%d deliveries of group %s could not be told as %s: %s", len(told), self._group, end, error)
@@ -102,6 +104,7 @@ class Settling:
                 self._answered(one, False, ())
             else:
                 self._again.append(one)
+        return not unsent
 
 
 def _op(end: End, group: str, told: Sequence[Settle]) -> object:

@@ -44,7 +44,7 @@ async def open_loop(rate: float, seconds: float, one: Callable[[], Awaitable[flo
                     await asyncio.sleep(wait)
                 under_way.create_task(timed(due))
     except BaseExceptionGroup as failed:
-        raise failed.exceptions[0] from None
+        raise failed.exceptions[0] from failed.exceptions[0].__cause__
     return latencies
 
 

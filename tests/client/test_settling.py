@@ -11,6 +11,7 @@ import pytest
 from halfmsg.txclient import Busy, Delivery, _clock
 from halfmsg.txclient._hand import End, Settle
 from halfmsg.txclient._settling import Settling
+from halfmsg.txclient._wire import MAX_ITEMS
 
 FULL = Busy("client_queue_full", "10,000 calls wait", status=429)
 
@@ -42,9 +43,10 @@ class Told:
         self.tokens += [item.token for item in op.deliveries]
         return {"results": [{"ok": {}} for _ in op.deliveries]}
 
-    async def tell(self, end: End, one: Delivery) -> None:
+    async def tell(self, end: End, *deliveries: Delivery) -> None:
         running = asyncio.create_task(self.settling.run())
-        self.settling.tell(Settle(end, one))
+        for one in deliveries:
+            self.settling.tell(Settle(end, one))
         async with asyncio.timeout(10):
             await self.settling.idle()
         running.cancel()
@@ -56,6 +58,13 @@ async def test_p6_ack_that_was_never_sent_is_told_again_before_what_came_later(m
     await told.tell(End.ACK, delivery("first"))
     assert told.tokens == ["first", "late"]
     assert told.answers == [("first", True), ("late", True)]
+
+
+async def test_p7_acks_behind_a_call_that_was_never_sent_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than one call holds: the second, smaller one may find room where the first did not."""
+    told, many = Told(monkeypatch, refused=1), [f"t{number}" for number in range(MAX_ITEMS + 1)]
+    await told.tell(End.ACK, *map(delivery, many))
+    assert told.tokens == [*many, "late"]
 
 
 async def test_nack_that_was_never_sent_is_told_again_after_a_pause_each(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -123,12 +123,13 @@ async def test_load_whose_first_error_is_met_ends_with_it_and_leaves_no_task() -
     async def one() -> float:
         begun.append(1)
         if len(begun) == 3:
-            raise ZeroDivisionError
+            raise ZeroDivisionError from OSError("the cause")
         await asyncio.Event().wait()
         return 0.0
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError) as raised:
         await open_loop(1_000, 60, one)
+    assert isinstance(raised.value.__cause__, OSError)
     assert len(begun) < 60_000
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}
