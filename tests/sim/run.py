@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -66,13 +67,15 @@ def work(seeds: range, plant: str | None) -> None:
 
 
 def run_many(first: int, count: int, jobs: int, plant: str | None = None) -> Total:
-    """Seeds `first` to `first + count - 1`, dealt out to `jobs` processes."""
+    """Seeds `first` to `first + count - 1`, dealt out to `jobs` processes; fewer where it is interrupted (Ctrl-C, SIGTERM)."""
     total = Total()
     env = os.environ | {"PYTHONHASHSEED": "0"}
     code = [sys.executable, "-m", "tests.sim.run", *(["--plant", plant] if plant else []), "--worker"]
     workers = [subprocess.Popen([*code, f"{first + at}:{first + count}:{jobs}"], stdout=subprocess.PIPE, text=True, env=env) for at in range(jobs)]
     try:
         _read(workers, total, count)
+    except KeyboardInterrupt:
+        print(f"stopped after {total.seeds} of {count} seeds")
     finally:
         for worker in workers:
             worker.kill()
@@ -135,6 +138,7 @@ def main() -> int:
     if given.seed is not None:
         return one(given.seed, given.plant)
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     total = run_many(given.first, given.seeds, given.jobs)
     print("\n".join(table(total, time.monotonic() - began)))
     return 0 if total.ok() else 1
