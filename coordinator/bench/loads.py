@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -48,15 +49,16 @@ async def open_loop(rate: float, seconds: float, one: Callable[[], Awaitable[flo
     return latencies
 
 
-class _Load:
+class _Load(ABC):
     """A closed loop of transactions; `acked` counts what was delivered and acked meanwhile."""
 
     workers: int
     plan: Plan
     acked: Counted
 
+    @abstractmethod
     async def one(self) -> float:
-        raise NotImplementedError
+        """A whole transaction of the producer; gives when its prepare was answered."""
 
     async def rate(self) -> float:
         """Complete transactions a second: those whose message was delivered and acked too."""
@@ -85,7 +87,6 @@ class StreamLoad(_Load):
             self.acked.count += 1
 
     async def one(self) -> float:
-        """A whole transaction of the producer; gives when its prepare was answered."""
         prepared = await self.client.prepare([self._message], producer=PRODUCER)
         at = time.perf_counter()
         await self.client.commit(prepared.id, digest=prepared.digest)

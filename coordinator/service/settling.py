@@ -188,7 +188,7 @@ def extend(tx: StoreTx, now: int, command: ExtendMany) -> list[ItemResult]:
     call = _Call(tx, now, groups_of(tx, command.group))
     until = now + command.by_ms
     flights = [_extendable(call, parse_token(text)) for text in command.tokens]
-    for flight in {(one.grp, one.lane, one.lo, one.token): one for one in flights if one is not None}.values():
+    for flight in dict.fromkeys(filter(None, flights)):
         tx.extend_flight(flight, until)
         tx.own_longer(flight.grp, flight.lane, flight.member, until)
         call.members.add((flight.grp, flight.member))

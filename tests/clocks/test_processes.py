@@ -81,7 +81,7 @@ def _ids_of(folder: Path, producer: str) -> list[int]:
         return [int(row[0].replace("-", "")[:12], 16) for row in conn.execute("SELECT tx FROM work")]
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="signals")
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="processes are stopped past their lease with SIGSTOP, which this system has not")
 @pytest.mark.timeout(170)  # about 20 s; a loaded machine may be slow to start processes, and each wait in the run has its own limit
 def test_p10_clocks_off_by_years_and_stops_past_the_lease_lose_and_reorder_nothing(tmp_path: Path) -> None:
     """Producers, relay and consumers ten years off, either way; the coordinator and a consumer stopped longer than a lease: P1-P8 hold."""

@@ -162,11 +162,11 @@ class Ledger:
             return
         for token, answer in zip(command.tokens, result, strict=True):
             if answer.error is None and token.count(".") == 4:
-                run = run_of(token)
+                (spot, hand), run = spot_of(token), run_of(token)
                 self._until[run] = max(self._until.get(run, 0), answer.lease_until)
-                if spot_of(token) in self._over:
+                if (spot, hand) in self._over:
                     self.wrong.append(f"extended behind its end: {token}")
-                for held in self._lanes.get(spot_of(token)[0][:2], {}).values():
+                for held in self._lanes.get(spot[:2], {}).values():
                     if held.run == run:
                         held.until = max(held.until, answer.lease_until)
 
