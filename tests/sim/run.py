@@ -58,6 +58,8 @@ def work(seeds: range, plant: str | None) -> None:
             try:
                 print(json.dumps(play(seed, plant)), flush=True)
                 code = 0
+            except (BrokenPipeError, KeyboardInterrupt):
+                pass  # whoever asked was interrupted, and listens no more
             except BaseException:
                 traceback.print_exc()
             finally:
